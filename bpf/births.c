@@ -1,0 +1,229 @@
+/*
+ * How the socket table learns owners that no transition shows: accept(), the
+ * first I/O of a process that was handed a socket, adoption of older sockets;
+ * and how it forgets them.
+ */
+
+/* Current holds this socket, and nobody in the table did. */
+static __always_inline void found_in_hand(u64 sk, s32 fd, u8 how)
+{
+	struct tracked fresh = {}, *entry;
+	struct state_record *r;
+	struct child *child;
+	struct head h;
+
+	if (!head_read(&h, sk) || !is_tcp(sk) || !socket_is_wanted(sk, &h))
+		return;
+	identify_current(&fresh.owner, how);
+	fresh.owner.fd = fd;
+	fresh.cookie = number_of(HEAD(&h, u64, skc_cookie));
+	child = children.lookup(&sk);
+	if (child)
+		fresh.since_ns = child->since_ns;
+	entry = track(sk, &fresh);
+	if (!entry || !comm_is_wanted(entry->owner.comm))
+		return;
+	r = record_reserve();
+	if (!r)
+		return;
+	fill_transition(r, sk, &h, HEAD(&h, u8, skc_state), HEAD(&h, u8, skc_state));
+	r->facts |= FACT_TRACKED | FACT_VERIFIED;
+	r->cookie = entry->cookie;
+	r->kind = child ? KIND_ACCEPTED : KIND_EXISTING;
+	if (child) {
+		fill_child(r, child, sk);
+		r->accepted_ns = r->ts_ns;
+	}
+	fill_owner(r, &entry->owner);
+	if (child && !r->syn_recv_ns)
+		events.ringbuf_discard(r, 0); /* told before: from now on it has an owner */
+	else
+		events.ringbuf_submit(r, 0);
+}
+
+/* Run by user space for a child that has waited long: tell it as it stands. */
+int tell_child(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 sk = ctx->args[0];
+	struct child *child = children.lookup(&sk);
+	struct state_record *r;
+	struct head h;
+
+	if (!child || child->told || !head_read(&h, sk) || !socket_is_wanted(sk, &h))
+		return 0;
+	if (!TRACE_ALL_OWNERS && !child->listener_pid && !socket_of(sk))
+		return 0;
+	r = record_reserve();
+	if (!r)
+		return 0;
+	fill_transition(r, sk, &h, HEAD(&h, u8, skc_state), HEAD(&h, u8, skc_state));
+	r->kind = KIND_WAITING;
+	fill_child(r, child, sk);
+	events.ringbuf_submit(r, 0);
+	return 1;
+}
+
+#ifdef ACCEPT_BY_SYSCALL
+/* sys_exit_accept, sys_exit_accept4: the new descriptor leads to the socket. */
+int on_accept_exit(void *ctx)
+{
+	u64 file, socket = 0, sk = 0;
+	s64 fd = 0;
+
+	if (!pid_is_traced(current_tgid()))
+		return 0;
+	fd = *(s64 *)(ctx + O_sys_exit_accept__ret);
+	if (fd < 0)
+		return 0;
+	file = file_at(current_leader(), fd);
+	if (!file)
+		return 0;
+	READ(socket, file, O_file__private_data);
+	READ(sk, socket, O_socket__sk);
+	found_in_hand(sk, fd, HOW_ACCEPT);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_IO_LENGTH
+/* sock:sock_recv_length, sock:sock_send_length (6.3): a descriptor passed by SCM_RIGHTS, io_uring. */
+int on_io(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 sk = ctx->args[0], file;
+	u32 pid = current_tgid();
+	struct tracked *entry;
+
+	if (!pid_is_traced(pid))
+		return 0;
+	entry = sockets.lookup(&sk);
+	if (entry ? entry->owner.pid == pid : TRACE_ALL_OWNERS)
+		return 0;
+	file = file_of(socket_of(sk));
+	if (!file || (current_flags() & PF_KTHREAD))
+		return 0;
+	if (entry && still_holds(&entry->owner, file))
+		return 0;
+	if (entry) {
+		identify_current(&entry->owner, HOW_LAST_IO);
+		entry->owner.fd = current_fd_of(file);
+	} else {
+		found_in_hand(sk, current_fd_of(file), HOW_LAST_IO);
+	}
+	return 0;
+}
+#endif
+
+/* tcp:tcp_destroy_sock (4.15): the address may be used for another socket from here on. */
+int on_destroy(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 sk = ctx->args[0];
+
+	sockets.delete(&sk);
+	children.delete(&sk);
+	return 0;
+}
+
+static __always_inline u64 task_of_pid(u64 pid, u32 tgid)
+{
+	u64 node = 0, task = 0;
+	u32 found = 0;
+
+	READ(node, pid, O_pid__tasks);
+	if (!node)
+		return 0;
+	task = node - O_task_struct__pid_links;
+	READ(found, task, O_task_struct__tgid);
+	return found == tgid ? task : 0;
+}
+
+static __always_inline u64 task_of_pidfd(s32 pidfd, u32 tgid)
+{
+	u64 file = file_at(current_leader(), pidfd), pid = 0, inode = 0, task;
+
+	if (!file)
+		return 0;
+	/* 6.9 (commit cb12fd8e0dab, "pidfd: add pidfs") moved it from the file to the inode. */
+	READ(pid, file, O_file__private_data);
+	task = pid ? task_of_pid(pid, tgid) : 0;
+	if (task)
+		return task;
+	READ(inode, file, O_file__f_inode);
+	READ(pid, inode, O_inode__i_private);
+	return pid ? task_of_pid(pid, tgid) : 0;
+}
+
+/*
+ * The accept queue of an adopted listener, some children at a time: user space
+ * runs it until it returns 0. SETTING_QUEUE holds the next request.
+ */
+int adopt_children(struct bpf_raw_tracepoint_args *ctx)
+{
+	int which = SETTING_QUEUE;
+	u64 *next = settings.lookup(&which), request;
+	struct child waiting = {.told = 1, .listener_pid = ctx->args[0]}; /* told by the inventory */
+
+	if (!next)
+		return 0;
+	request = *next;
+	LOOP (u32 i = 0; i < QUEUE_ADOPTED && request; i++) {
+		u64 sk = child_of(request);
+
+		if (sk && children.insert(&sk, &waiting)) {
+			struct child *known = children.lookup(&sk);
+			if (known)
+				known->listener_pid = waiting.listener_pid;
+		}
+		READ(request, request, O_request_sock__dl_next);
+	}
+	*next = request;
+	return request != 0;
+}
+
+static __always_inline void adopt_listener(u64 sk, struct head *h, bool is_new)
+{
+	int which = SETTING_QUEUE;
+	u64 *next = settings.lookup(&which);
+
+	if (is_new)
+		listener_add(sk, h);
+	if (next)
+		*next = queue_end(sk, O_request_sock_queue__rskq_accept_head);
+}
+
+/*
+ * Run by user space (BPF_PROG_TEST_RUN, 5.10) for a socket that is older than
+ * the tracer: pidfd, pid, fd, inode of the file, HOW_x. Live knowledge wins over
+ * what the scan of /proc said. Returns ADOPT_x.
+ */
+int adopt(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 tgid = ctx->args[1], how = ctx->args[4];
+	s32 fd = ctx->args[2];
+	u64 task = task_of_pidfd(ctx->args[0], tgid), file, socket = 0, sk = 0;
+	struct tracked fresh = {}, *entry;
+	struct head h;
+
+	if (!task)
+		return ADOPT_NO_TASK;
+	file = file_at(task, fd);
+	if (!file || inode_of(file) != (u32)ctx->args[3])
+		return ADOPT_NO_FILE;
+	READ(socket, file, O_file__private_data);
+	READ(sk, socket, O_socket__sk);
+	if (!head_read(&h, sk) || !is_tcp(sk) || !socket_is_wanted(sk, &h))
+		return ADOPT_NOT_WANTED;
+	entry = find_tracked(sk, HEAD(&h, u64, skc_cookie));
+	if (entry && still_the_same(&entry->owner) &&
+	    file_at(entry->owner.task, entry->owner.fd) == file)
+		return ADOPT_KNOWN;
+	identify(&fresh.owner, task, how);
+	fresh.owner.fd = fd;
+	fresh.cookie = entry ? entry->cookie : number_of(HEAD(&h, u64, skc_cookie));
+	fresh.since_ns = entry ? entry->since_ns : 0;
+	if (!track(sk, &fresh))
+		return ADOPT_NO_ROOM;
+	if (HEAD(&h, u8, skc_state) != TCP_LISTEN)
+		return ADOPT_DONE;
+	adopt_listener(sk, &h, !entry);
+	return ADOPT_DONE_LISTENER;
+}

@@ -1,0 +1,2 @@
+/* The one configuration switch BCC's own headers ask for. */
+#define CONFIG_BPF_SYSCALL 1

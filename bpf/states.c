@@ -1,0 +1,115 @@
+/*
+ * Every TCP state transition: sock:inet_sock_set_state (4.16), as a raw
+ * tracepoint, with the process that owns the socket.
+ */
+
+/* connect() and listen() make their own transition, so current is the owner. */
+static __always_inline struct tracked *born_here(u64 sk, struct head *h, u32 new_state)
+{
+	struct tracked fresh = {};
+
+	if (!pid_is_traced(current_tgid()) || !is_tcp(sk))
+		return NULL;
+	identify_current(&fresh.owner, new_state == TCP_LISTEN ? HOW_LISTEN : HOW_CONNECT);
+	fresh.owner.fd = syscall_fd(); /* checked, and searched for, by settle_owner */
+	fresh.cookie = number_of(HEAD(h, u64, skc_cookie));
+	return track(sk, &fresh);
+}
+
+static __always_inline bool is_birth(u32 old_state, u32 new_state)
+{
+	return old_state == TCP_CLOSE && (new_state == TCP_SYN_SENT || new_state == TCP_LISTEN);
+}
+
+static __always_inline void entry_moves(struct tracked *entry, struct state_record *r, u64 file)
+{
+	u32 facts = *(volatile u32 *)&r->facts;
+
+	r->facts |= FACT_TRACKED;
+	if (settle_owner(&entry->owner, file, facts))
+		r->facts |= FACT_VERIFIED;
+	r->cookie = entry->cookie;
+	r->since_ns = entry->since_ns;
+	entry->since_ns = r->ts_ns;
+	if ((facts & FACT_LOCKED_BY_CURRENT) && r->cpu_pid == entry->owner.pid)
+		entry->owner.tid = r->cpu_tid;
+	fill_owner(r, &entry->owner);
+}
+
+static __always_inline void child_moves(struct child *child, struct state_record *r, u64 sk)
+{
+	fill_child(r, child, sk);
+	r->since_ns = child->since_ns;
+	child->since_ns = r->ts_ns;
+}
+
+static __always_inline void tell(struct tracked *entry, struct child *child, u64 sk, struct head *h,
+				 u32 old_state, u32 new_state)
+{
+	struct state_record *r = record_reserve();
+
+	if (!r)
+		return;
+	fill_transition(r, sk, h, old_state, new_state);
+	r->kind = KIND_STATE;
+	if (entry)
+		entry_moves(entry, r, file_of(socket_of(sk)));
+	else if (child)
+		child_moves(child, r, sk);
+	if ((r->syn_recv_ns || states_are_wanted(old_state, new_state)) && comm_is_wanted(r->comm))
+		events.ringbuf_submit(r, 0);
+	else
+		events.ringbuf_discard(r, 0);
+}
+
+/* In whose name is a socket told that the table does not know? */
+static __always_inline bool stranger_is_wanted(struct child *child, u64 sk)
+{
+	if (TRACE_ALL_OWNERS || inventory_is_running())
+		return is_tcp(sk);
+	return child && child->listener_pid && !socket_of(sk);
+}
+
+static __always_inline struct tracked *note_listener(struct tracked *entry, u64 sk, struct head *h,
+						     u32 old_state, u32 new_state)
+{
+	if (old_state == TCP_LISTEN)
+		listener_remove(sk, h);
+	if (!is_birth(old_state, new_state))
+		return entry;
+	entry = born_here(sk, h, new_state);
+	if (entry && new_state == TCP_LISTEN)
+		listener_add(sk, h);
+	return entry;
+}
+
+int on_state_change(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 sk = ctx->args[0];
+	u32 old_state = ctx->args[1], new_state = ctx->args[2];
+	struct child *child = NULL;
+	struct tracked *entry;
+	struct head h;
+
+	if (!head_read(&h, sk))
+		return 0;
+	if (old_state == TCP_LISTEN && new_state == TCP_SYN_RECV) {
+		child_is_born(sk, &h); /* its addresses are not set yet: filtered from the next step on */
+		return 0;
+	}
+	if (!socket_is_wanted(sk, &h))
+		return 0;
+	entry = find_tracked(sk, HEAD(&h, u64, skc_cookie));
+	entry = note_listener(entry, sk, &h, old_state, new_state);
+	if (!entry) {
+		child = children.lookup(&sk);
+		if (child && new_state == TCP_ESTABLISHED) {
+			child_is_established(child, sk, &h);
+			return 0;
+		}
+		if (!stranger_is_wanted(child, sk))
+			return 0;
+	}
+	tell(entry, child, sk, &h, old_state, new_state);
+	return 0;
+}

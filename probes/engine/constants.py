@@ -1,0 +1,121 @@
+"""Numbers that both halves use. They are defined here and reach the C half as -D.
+
+The TCP states are kernel ABI (include/net/tcp_states.h, pinned for BPF since
+5.x by BPF_TCP_*); everything else is tcptrace's own.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+
+
+class TcpState(enum.IntEnum):
+    """The kernel's names of include/net/tcp_states.h, without the prefix TCP_."""
+
+    ESTABLISHED = 1
+    SYN_SENT = 2
+    SYN_RECV = 3
+    FIN_WAIT1 = 4
+    FIN_WAIT2 = 5
+    TIME_WAIT = 6
+    CLOSE = 7
+    CLOSE_WAIT = 8
+    LAST_ACK = 9
+    LISTEN = 10
+    CLOSING = 11
+    NEW_SYN_RECV = 12
+
+
+class How(enum.IntEnum):
+    """How the owner of a socket was learnt."""
+
+    UNKNOWN = 0
+    ACCEPT = 1
+    CONNECT = 2
+    LISTEN = 3
+    FORK = 4
+    LAST_IO = 5
+    FD_SCAN = 6
+    CLOSE = 7
+
+
+class Kind(enum.IntEnum):
+    """What a record of the ring buffer tells."""
+
+    STATE = 1
+    ACCEPTED = 2
+    """A child was accepted: its SYN_RECV and ESTABLISHED, with the owner."""
+    EXISTING = 3
+    """A socket came into a traced process's hands that the table did not know."""
+    WAITING = 4
+    """A child that has waited in its accept queue for some time, not accepted yet."""
+
+
+class Fact(enum.IntFlag):
+    """What was true of the socket at the moment of the transition."""
+
+    TRACKED = 1
+    VERIFIED = 2
+    LOCKED_BY_CURRENT = 4
+    ORPHAN = 8
+    FIN_RECEIVED = 16
+    LINGER_ZERO = 32
+    HAS_SOCKET = 64
+    HAS_FILE = 128
+    FILE_CLOSING = 256
+    CURRENT_EXITING = 512
+    IN_WINDOW = 1024
+
+
+class Count(enum.IntEnum):
+    """Slots of the kernel's loss counters."""
+
+    RING_FULL = 0
+    TABLE_FULL = 1
+    LISTENERS_FULL = 2
+
+
+class Adopt(enum.IntEnum):
+    """What the adoption of an older socket came to."""
+
+    DONE = 1
+    KNOWN = 2
+    NO_TASK = 3
+    NO_FILE = 4
+    NOT_WANTED = 5
+    NO_ROOM = 6
+    DONE_LISTENER = 7
+    """Done, and its accept queue can be adopted next."""
+
+
+class Setting(enum.IntEnum):
+    """Slots of the map that user space and the programs share."""
+
+    WINDOW = 0
+    """1 from attach until the inventory is in the table."""
+    QUEUE = 1
+    """Where the adoption of an accept queue goes on."""
+
+
+
+def definitions() -> dict[str, int]:
+    """All of the above as C constants, ``TCP_LISTEN=10`` and so on."""
+    named = {
+        "TCP": TcpState,
+        "HOW": How,
+        "KIND": Kind,
+        "FACT": Fact,
+        "COUNT": Count,
+        "ADOPT": Adopt,
+        "SETTING": Setting,
+    }
+    found = {f"{prefix}_{item.name}": int(item) for prefix, kind in named.items() for item in kind}
+    found |= {
+        "COUNT_SLOTS": len(Count),
+        "SETTING_SLOTS": len(Setting),
+        "AF_INET": int(socket.AF_INET),
+        "AF_INET6": int(socket.AF_INET6),
+        "IPPROTO_TCP": int(socket.IPPROTO_TCP),
+    }
+    return found

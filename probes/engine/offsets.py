@@ -1,0 +1,130 @@
+"""Every kernel field that the C half reads, as -D constants.
+
+``O_sock__sk_err`` is an offset and ``Z_sock__sk_err`` a width, in bytes. A field
+of OPTIONAL that this kernel lacks gets no constant and its reader is compiled
+out; one of REQUIRED stops the start with its name.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+
+from tcptrace.probes.engine.btf import Btf
+from tcptrace.probes.engine.errors import KernelRefusedError
+
+REQUIRED = (
+    "sock_common.skc_daddr",
+    "sock_common.skc_rcv_saddr",
+    "sock_common.skc_dport",
+    "sock_common.skc_num",
+    "sock_common.skc_family",
+    "sock_common.skc_state",
+    "sock_common.skc_net",
+    "sock_common.skc_cookie",
+    "sock_common.skc_flags",
+    "sock.sk_protocol",
+    "sock.sk_socket",
+    "sock.sk_err",
+    "sock.sk_shutdown",
+    "sock.sk_lingertime",
+    "sock.sk_lock.owned",
+    "sock.sk_ack_backlog",
+    "sock.sk_max_ack_backlog",
+    "socket.file",
+    "socket.sk",
+    "file.f_inode",
+    "file.private_data",
+    "inode.i_ino",
+    "inode.i_private",
+    "net.ns.inum",
+    "net.ipv4.sysctl_tcp_fin_timeout",
+    "inet_sock.inet_sport",
+    "tcp_sock.rcv_nxt",
+    "tcp_sock.copied_seq",
+    "tcp_sock.write_seq",
+    "tcp_sock.snd_una",
+    "tcp_sock.linger2",
+    "inet_connection_sock.icsk_accept_queue",
+    "inet_connection_sock.icsk_rto",
+    "request_sock_queue.rskq_accept_head",
+    "request_sock_queue.rskq_accept_tail",
+    "request_sock.sk",
+    "request_sock.dl_next",
+    "task_struct.tgid",
+    "task_struct.pid",
+    "task_struct.comm",
+    "task_struct.cred",
+    "task_struct.files",
+    "task_struct.flags",
+    "task_struct.stack",
+    "task_struct.signal",
+    "task_struct.children",
+    "task_struct.sibling",
+    "task_struct.group_leader",
+    "task_struct.start_boottime",
+    "task_struct.pid_links",
+    "signal_struct.live",
+    "cred.uid",
+    "pid.tasks",
+    "files_struct.fdt",
+    "fdtable.fd",
+    "fdtable.max_fds",
+)
+
+OPTIONAL = (
+    "sock_common.skc_v6_rcv_saddr",  # without CONFIG_IPV6
+    "sock_common.skc_v6_daddr",
+    "sock.sk_cgrp_data",  # without CONFIG_SOCK_CGROUP_DATA
+    "cgroup.kn",
+    "kernfs_node.id",
+    "file.f_ref",  # since 6.13
+    "file.f_count",  # until 6.12
+)
+
+_FIRST_ARGUMENT = {"x86_64": "pt_regs.di", "aarch64": "pt_regs.orig_x0"}
+_KERNEL_STACK_BYTES = 16384  # THREAD_SIZE of x86-64 and of arm64 with 4 KiB pages
+_TASK_PT_REGS = "BPF_FUNC_task_pt_regs"  # 5.15, commit dd6e10fbd9fb
+
+
+def constants(btf: Btf) -> dict[str, int]:
+    """All offsets and widths.
+
+    Raises:
+        KernelRefusedError: the kernel has no such field, or the processor is
+            one whose registers nobody wrote down.
+    """
+    found: dict[str, int] = {}
+    for path in REQUIRED + OPTIONAL:
+        field = btf.field(path)
+        if field is None and path in REQUIRED:
+            raise KernelRefusedError(
+                f"this kernel ({os.uname().release}) has no field {path}",
+                help="tcptrace never reads a guess. Please report it with the output of\n"
+                "tcptrace doctor --json.",
+            )
+        if field is not None:
+            name = path.replace(".", "__")
+            found[f"O_{name}"], found[f"Z_{name}"] = field.offset, field.size
+    return found | _flags(btf) | _registers(btf)
+
+
+def _flags(btf: Btf) -> dict[str, int]:
+    names = btf.enum("sock_flags")
+    wanted = ("SOCK_DEAD", "SOCK_DONE", "SOCK_LINGER")
+    return {"SOCK_COMMON_BYTES": btf.size("sock_common")} | {name: names[name] for name in wanted}
+
+
+def _registers(btf: Btf) -> dict[str, int]:
+    path = _FIRST_ARGUMENT.get(platform.machine())
+    field = btf.field(path) if path else None
+    if field is None:
+        raise KernelRefusedError(f"tcptrace does not know the registers of {platform.machine()}")
+    found = {
+        "O_pt_regs__first_argument": field.offset,
+        "PT_REGS_BYTES": btf.size("pt_regs"),
+        "KERNEL_STACK_BYTES": _KERNEL_STACK_BYTES,
+    }
+    if _TASK_PT_REGS in btf.enum("bpf_func_id"):
+        found["HAVE_TASK_PT_REGS"] = 1
+    return found

@@ -1,0 +1,114 @@
+"""Reading the ring buffer straight from its mapping, in batches.
+
+Layout of BPF_MAP_TYPE_RINGBUF (kernel/bpf/ringbuf.c): a page with the consumer's
+position, a page with the producer's, then the data, mapped twice in a row so
+that no record wraps. Each record has an 8-byte header: its length with two flag
+bits, and a page offset. All of tcptrace's records have one size, so a run of
+finished ones is one ``iter_unpack``.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import struct
+import threading
+from collections.abc import Sequence
+
+from tcptrace.probes.engine.layout import Layout
+
+_PAGE = os.sysconf("SC_PAGESIZE")
+_BUSY, _DISCARDED = 1 << 31, 1 << 30
+_POSITION = struct.Struct("=Q")
+_LENGTH = struct.Struct("=I")
+
+Row = tuple[object, ...]
+
+
+class Ring:
+    """The consumer's end.
+
+    The kernel wakes a sleeping reader only for the first record after it has
+    caught up. A reader that lets a few milliseconds pass before it drains is
+    therefore woken once per batch, not once per event.
+    """
+
+    def __init__(self, fd: int, size: int, layout: Layout) -> None:
+        self.fd = fd
+        self._size = size
+        self._layout = layout
+        self._stride = 8 + (layout.size + 7) // 8 * 8
+        padding = self._stride - 8 - layout.size
+        self._decoder = struct.Struct(f"=I4x{layout.format}{padding}x")
+        self._consumer = mmap.mmap(fd, _PAGE)
+        self._producer = mmap.mmap(fd, _PAGE + 2 * size, prot=mmap.PROT_READ, offset=_PAGE)
+        self._fence = threading.Lock()
+        self._at = _POSITION.unpack_from(self._consumer)[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Field names of a row, in order."""
+        return self._layout.names
+
+    def fill(self) -> float:
+        """Share of the buffer that waits to be read, 0 to 1."""
+        return float((self._produced() - self._at) / self._size)
+
+    def drain(self, limit: int = 65536) -> list[Row]:
+        """All finished records, at most ``limit``, as tuples in the order of ``names``."""
+        behind = (self._produced() - self._at) // self._stride
+        rows, taken = self._unpack(min(behind, limit))
+        self._at += taken * self._stride
+        _POSITION.pack_into(self._consumer, 0, self._at)
+        return rows
+
+    def close(self) -> None:
+        self._consumer.close()
+        self._producer.close()
+
+    def _produced(self) -> int:
+        return int(_POSITION.unpack_from(self._producer)[0])
+
+    def _unpack(self, count: int) -> tuple[list[Row], int]:
+        start = _PAGE + self._at % self._size
+        count = self._finished(start, count)
+        if not count:
+            return [], 0
+        # The lengths were read above with their busy bit clear; on arm64 the contents must not
+        # be read ahead of that. Taking a lock is the acquire barrier that Python can express.
+        with self._fence:
+            raw = self._producer[start : start + count * self._stride]
+        rows = [
+            row[1:] for row in self._decoder.iter_unpack(raw) if not row[0] & _DISCARDED
+        ]
+        return rows, count
+
+    def _finished(self, start: int, count: int) -> int:
+        """How many of the next records are complete: a writer may still be at one of them."""
+        lengths = self._producer[start : start + count * self._stride]
+        for index in range(count):
+            if _LENGTH.unpack_from(lengths, index * self._stride)[0] & _BUSY:
+                return index
+        return count
+
+
+class Waiter:
+    """Sleeps until the ring or one of the other descriptors has something."""
+
+    def __init__(self, ring_fd: int, others: Sequence[int]) -> None:
+        self._poll = select.epoll()
+        self._poll.register(ring_fd, select.EPOLLIN)
+        for fd in others:
+            self._poll.register(fd, select.EPOLLIN)
+        self._ring_fd = ring_fd
+
+    def wait(self, timeout_s: float) -> set[int]:
+        """Ready descriptors; empty after the timeout or an interrupted wait."""
+        try:
+            return {fd for fd, _ in self._poll.poll(timeout_s)}
+        except InterruptedError:
+            return set()
+
+    def close(self) -> None:
+        self._poll.close()

@@ -1,0 +1,83 @@
+"""The sockets that were there before tcptrace: state, queues, and every holder.
+
+sock_diag gives the sockets of each network namespace, /proc the descriptors;
+joined by inode. A row that no descriptor leads to is an orphan, a remainder
+(TIME_WAIT), or a connection in somebody's accept queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tcptrace.probes.engine.constants import TcpState
+from tcptrace.probes.enrich import procfs, sockdiag
+from tcptrace.probes.enrich.procfs import Holder
+from tcptrace.probes.enrich.sockdiag import SocketRow
+
+_WAITS_FOR_ACCEPT = {TcpState.ESTABLISHED, TcpState.CLOSE_WAIT, TcpState.SYN_RECV}
+_ANY = {"0.0.0.0", "::"}  # noqa: S104 (compared with, not bound to)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One socket of the inventory; ``listener`` if it waits in that socket's accept queue."""
+
+    row: SocketRow
+    holders: tuple[Holder, ...]
+    listener: SocketRow | None = None
+    listener_holders: tuple[Holder, ...] = ()
+
+    @property
+    def unaccepted(self) -> bool:
+        """Held by nobody in a state that close() never leaves behind."""
+        return not self.row.inode and self.row.state in _WAITS_FOR_ACCEPT
+
+
+@dataclass(slots=True)
+class Inventory:
+    """Everything found, and what could not be looked at."""
+
+    found: list[Found] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def take(pids: Iterable[int] | None) -> Inventory:
+    """Look at the namespaces of the given processes (default: of all)."""
+    holders = procfs.holders()
+    inventory = Inventory()
+    for inum, path in procfs.network_namespaces(pids or procfs.pids()).items():
+        try:
+            rows = sockdiag.dump(inum, path)
+        except OSError as error:
+            inventory.unreadable.append(f"network namespace {inum}: {error}")
+            continue
+        inventory.found += join(rows, holders)
+    return inventory
+
+
+def join(rows: list[SocketRow], holders: dict[int, list[Holder]]) -> list[Found]:
+    """Rows of one namespace with their holders and, where un-accepted, their listener."""
+    listeners: dict[int, list[SocketRow]] = {}
+    for row in rows:
+        if row.state == TcpState.LISTEN:
+            listeners.setdefault(row.sport, []).append(row)
+    return [_found(row, holders, listeners.get(row.sport, [])) for row in rows]
+
+
+def _found(
+    row: SocketRow, holders: dict[int, list[Holder]], candidates: list[SocketRow]
+) -> Found:
+    found = Found(row, tuple(holders.get(row.inode, ())) if row.inode else ())
+    listener = _listener_of(row, candidates) if found.unaccepted else None
+    if listener is None:
+        return found
+    return Found(row, (), listener, tuple(holders.get(listener.inode, ())))
+
+
+def _listener_of(row: SocketRow, candidates: list[SocketRow]) -> SocketRow | None:
+    """The listener whose queue it is in: only if there is no other that it could be."""
+    exact = [one for one in candidates if one.saddr == row.saddr]
+    general = [one for one in candidates if one.saddr in _ANY]
+    fitting = exact or [one for one in general if one.recv_q] or general
+    return fitting[0] if len(fitting) == 1 else None

@@ -1,0 +1,121 @@
+"""What /proc says about processes: who they are and which sockets they hold.
+
+Every reader treats a process that ends meanwhile as absent, never as an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_INIT_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, include/linux/proc_ns.h
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process. ``start_ns``: boot time in ns, only as exact as a clock tick (10 ms)."""
+
+    pid: int
+    comm: str
+    start_ns: int
+    uid: int
+    parent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A descriptor that keeps a socket open."""
+
+    pid: int
+    fd: int
+
+    def __str__(self) -> str:
+        return f"{self.pid}:{self.fd}"
+
+
+def process(pid: int) -> Process | None:
+    """None if there is no such process (any more)."""
+    try:
+        raw = (PROC / str(pid) / "stat").read_bytes()
+        uid = os.stat(PROC / str(pid)).st_uid
+    except OSError:
+        return None
+    head, _, tail = raw.rpartition(b")")  # comm may itself contain brackets and spaces
+    fields = tail.split()
+    comm = head.partition(b"(")[2].decode(errors="replace")
+    return Process(pid, comm, int(fields[19]) * _TICK_NS, uid, int(fields[1]))
+
+
+def pids() -> list[int]:
+    """Every process of this pid namespace."""
+    return [int(name) for name in os.listdir(PROC) if name.isdigit()]
+
+
+def sockets_of(pid: int) -> Iterator[tuple[int, int]]:
+    """(fd, inode) of each socket that the process holds."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in names:
+        try:
+            target = os.readlink(f"{folder}/{name}")
+        except OSError:
+            continue
+        if target.startswith("socket:["):
+            yield int(name), int(target[8:-1])
+
+
+def holders(of: Iterable[int] | None = None) -> dict[int, list[Holder]]:
+    """Inode -> who holds it, over the given processes (default: all)."""
+    found: dict[int, list[Holder]] = {}
+    for pid in sorted(of if of is not None else pids()):
+        for fd, inode in sockets_of(pid):
+            found.setdefault(inode, []).append(Holder(pid, fd))
+    return found
+
+
+def descendants(roots: Iterable[int]) -> set[int]:
+    """The given processes and all their children, as of now."""
+    children: dict[int, list[int]] = {}
+    for pid in pids():
+        if info := process(pid):
+            children.setdefault(info.parent, []).append(pid)
+    family, todo = set(), list(roots)
+    while todo:
+        pid = todo.pop()
+        if pid not in family:
+            family.add(pid)
+            todo += children.get(pid, [])
+    return family
+
+
+def namespace(pid: int | str, kind: str = "net") -> int | None:
+    """The inode number of a process's namespace."""
+    try:
+        return os.stat(PROC / str(pid) / "ns" / kind).st_ino
+    except OSError:
+        return None
+
+
+def sees_host_pids() -> bool:
+    """False in a container with its own pid namespace: its pids are not the kernel's."""
+    try:
+        return os.readlink("/proc/self/ns/pid") == _INIT_PID_NAMESPACE
+    except OSError:
+        return True
+
+
+def network_namespaces(of: Iterable[int]) -> dict[int, str]:
+    """Inode number -> a path that leads there, for each namespace of the processes."""
+    found: dict[int, str] = {}
+    for pid in of:
+        inum = namespace(pid)
+        if inum is not None:
+            found.setdefault(inum, f"/proc/{pid}/ns/net")
+    return found

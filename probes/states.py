@@ -1,0 +1,158 @@
+"""Every TCP state transition, with the process that owns the socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from socket import AF_INET, AF_INET6, inet_ntop
+from typing import Any
+
+from tcptrace.probes.engine.constants import Fact, How, Kind, TcpState
+from tcptrace.probes.engine.ring import Row
+from tcptrace.probes.enrich import owner, reason
+
+SOURCES = ("states.c", "births.c", "processes.c", "cookies.c")
+ON_DEMAND = ("adopt", "adopt_children", "tell_child")
+
+Event = dict[str, Any]
+
+_STATE = {int(state): state.name for state in TcpState}
+_HOW = {int(how): how.name.lower() for how in How} | {0: None}
+_OWN_NUMBER = 1 << 63  # bpf/table.h
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+def address(raw: bytes) -> tuple[str, str]:
+    """(family, text) of 16 address bytes; a mapped IPv4 address is written as IPv4."""
+    if raw.startswith(_MAPPED):
+        return "ipv4", f"{raw[12]}.{raw[13]}.{raw[14]}.{raw[15]}"
+    return "ipv6", inet_ntop(AF_INET6, raw)
+
+
+class Interpreter:
+    """Turns rows of the ring buffer into events, without the stream's ts and seq.
+
+    An event carries ``ts_ns`` and ``start_ns`` in kernel time; the last stage of
+    the pipeline writes them out. ``uncertain`` says that the owner must still be
+    searched for.
+    """
+
+    def __init__(self, names: tuple[str, ...], hz: int) -> None:
+        self._names = names
+        self._hz = hz
+
+    def interpret(self, row: Row) -> Iterator[Event]:
+        """The events of one record, in the order in which they happened: one to three."""
+        record = dict(zip(self._names, row, strict=True))
+        kind = record["kind"]
+        if kind == Kind.EXISTING:
+            yield self._existing(record)
+            return
+        if record["syn_recv_ns"]:
+            yield from self._held_back(record)
+        if kind == Kind.STATE:
+            yield self._state(record)
+
+    def _held_back(self, record: dict[str, Any]) -> Iterator[Event]:
+        """A child's first two transitions: at that time its queues were empty."""
+        first = dict(record)
+        first |= {"recv_q": 0, "send_q": 0, "cpu_pid": record["held_cpu_pid"], "sk_err": 0}
+        first |= {"since_ns": 0, "accepted_ns": 0, "ts_ns": record["syn_recv_ns"]}
+        first |= {"old_state": TcpState.LISTEN, "new_state": TcpState.SYN_RECV}
+        yield self._state(first)
+        if not record["established_ns"]:
+            return
+        first |= {"old_state": TcpState.SYN_RECV, "new_state": TcpState.ESTABLISHED}
+        first |= {"ts_ns": record["established_ns"], "since_ns": record["syn_recv_ns"]}
+        yield self._state(first | {"accepted_ns": record["accepted_ns"]})
+
+    def _state(self, record: dict[str, Any]) -> Event:
+        event = self._common(record)
+        since, ts = record["since_ns"], record["ts_ns"]
+        old, new = record["old_state"], record["new_state"]
+        lives_on = record["fin_wait2_jiffies"] / self._hz
+        outlived = bool(since and (ts - since) / 1e9 >= lives_on)
+        accepted_ns = record["accepted_ns"]
+        why = reason.cause(
+            old, new, record["facts"], record["sk_err"], record["kind"] == Kind.ACCEPTED, outlived
+        )
+        return event | {
+            "event": "state",
+            "old_state": _STATE[old],
+            "new_state": _STATE[new],
+            "reason": why.reason,
+            "duration_us": (ts - since) // 1000 if since else None,
+            "accept_wait_us": (accepted_ns - ts) // 1000 if accepted_ns else None,
+            "cpu_pid": record["cpu_pid"],
+            "became": why.became,
+            "lives_on_s": _lives_on(why.became, lives_on),
+        }
+
+    def _existing(self, record: dict[str, Any]) -> Event:
+        event = self._common(record)
+        return event | {
+            "event": "existing",
+            "new_state": _STATE[record["new_state"]],
+            "holders": [f"{event['pid']}:{event['fd']}"] if event["pid"] else [],
+        }
+
+    def _common(self, record: dict[str, Any]) -> Event:
+        family, saddr = address(record["saddr"])
+        return {
+            "ts_ns": record["ts_ns"],
+            "family": family,
+            "socket_family": "inet" if record["family"] == AF_INET else "inet6",
+            "saddr": saddr,
+            "sport": record["sport"],
+            "daddr": address(record["daddr"])[1],
+            "dport": record["dport"],
+            "netns": record["netns"],
+            "cookie": cookie_text(record["cookie"]),
+            "inode": record["inode"] or None,
+            "recv_q": record["recv_q"],
+            "send_q": record["send_q"],
+            "facts": record["facts"],
+            "listener_pid": record["listener_pid"] or None,
+            "listener_start_ns": record["listener_start_ns"],
+            "listener_comm": None,
+        } | _owner(record)
+
+
+def _owner(record: dict[str, Any]) -> Event:
+    facts = record["facts"]
+    orphan = bool(facts & Fact.ORPHAN)
+    known = record["pid"] and (
+        facts & Fact.VERIFIED or orphan or (not facts & Fact.HAS_FILE and facts & Fact.TRACKED)
+    )
+    if not known:
+        because = owner.unknown_because(facts, bool(record["pid"]))
+        return owner.NOBODY | {
+            "orphan": orphan,
+            "owner_unknown": because,
+            "uncertain": because is None,
+            "recorded": (record["pid"], _HOW[record["how"]]),
+        }
+    return {
+        "pid": record["pid"],
+        "tid": record["tid"],
+        "comm": record["comm"].split(b"\0", 1)[0].decode(errors="replace"),
+        "uid": record["uid"],
+        "fd": record["fd"] if record["fd"] >= 0 and not orphan else None,
+        "how": _HOW[record["how"]],
+        "start_ns": record["start_ns"],
+        "owner_unknown": None,
+        "orphan": orphan,
+        "uncertain": False,
+    }
+
+
+def cookie_text(cookie: int) -> str | None:
+    """As ``ss -e`` prints it; a number of our own, marked t, where the kernel gave none."""
+    if cookie & _OWN_NUMBER:
+        return f"t{cookie & ~_OWN_NUMBER:x}"
+    return f"{cookie:x}" if cookie else None
+
+
+def _lives_on(became: str | None, fin_wait2_s: float) -> int | None:
+    if became == "time_wait":
+        return reason.TIME_WAIT_S
+    return round(fin_wait2_s) if became == "fin_wait2" else None

@@ -1,0 +1,246 @@
+"""One run: attach, take the inventory, then turn records into events until told to stop.
+
+The order that leaves no gap and makes no duplicate: hooks are attached first and
+report everything (the *window*); then the inventory is taken and put into the
+kernel's table; then the window is closed. Transitions of the window are told
+after the inventory, which shows each socket as it was before them.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tcptrace.probes import rungs, states
+from tcptrace.probes.engine import bpfcall, btf, constants, memory, offsets, tracefs
+from tcptrace.probes.engine.constants import Adopt, Fact, Setting
+from tcptrace.probes.engine.errors import KernelRefusedError
+from tcptrace.probes.engine.loader import Plan, Programs
+from tcptrace.probes.engine.losses import Losses
+from tcptrace.probes.engine.ring import Ring, Row
+from tcptrace.probes.enrich import inventory, procfs, sockdiag
+from tcptrace.probes.enrich.clock import ticks_per_second
+from tcptrace.probes.enrich.inventory import Found, Inventory
+from tcptrace.probes.enrich.owner import OwnerSearch
+from tcptrace.probes.enrich.procfs import Holder
+from tcptrace.probes.existing import existing_event
+from tcptrace.probes.filters import Filters
+from tcptrace.probes.states import Event, Interpreter
+
+_MAX_CHILDREN = 16384
+_CHILD_WAITS_NS = 100_000_000
+"""A child that nobody accepted for so long is told as it stands."""
+_CHILD_BYTES, _ESTABLISHED_NS = 56, struct.Struct("=Q")
+"""struct child of bpf/children.h: its size, and its second field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run; what to look for is in Filters."""
+
+    existing: bool = True
+    ring_mib: int = 8
+    max_sockets: int = 65536
+
+
+@dataclass
+class Tracer:
+    """Use as a context manager: leaving it detaches everything."""
+
+    filters: Filters
+    options: Options = field(default_factory=Options)
+    standing: rungs.Standing = field(default_factory=rungs.Standing)
+    notes: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Tracer:
+        tracefs.ensure_mounted()
+        self.standing = rungs.climb(
+            rungs.needed(by_pid=self.filters.by_pid, follow=self.filters.follow)
+        )
+        warm_up = threading.Thread(target=sockdiag.warm_up)
+        warm_up.start()  # half of the start is the compiler: import meanwhile
+        self._programs = Programs(self._plan())
+        warm_up.join()
+        layout = self._programs.layout("state_record")
+        self._ring = Ring(
+            self._programs.map_fd("events"), self._programs.max_entries("events"), layout
+        )
+        self._interpreter = Interpreter(layout.names, ticks_per_second())
+        self._owners = OwnerSearch(self._adopt_quietly)
+        self._losses = Losses(self._programs)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ring.close()
+        self._programs.close()
+
+    @property
+    def ring_fd(self) -> int:
+        return self._ring.fd
+
+    @property
+    def lost(self) -> int:
+        """Events lost in the kernel since the start."""
+        return self._losses.total
+
+    def start(self) -> list[Event]:
+        """Attach everything; returns the ``existing`` events, then the window's transitions."""
+        for name, key, value in self.filters.map_contents():
+            self._programs.put(name, key, value)
+        self._trace_pids(self.filters.pids)
+        self._set_window(1)
+        self._programs.attach()
+        pids = self._family()
+        self._trace_pids(pids)
+        taken = inventory.take(pids or None)
+        self.notes += taken.unreadable
+        self._adopt_all(taken)
+        self._set_window(0)
+        memory.release_compiler()
+        return self._hand_over(taken, pids)
+
+    def trace_also(self, pid: int) -> None:
+        """A process that was started for this run (``-- CMD``)."""
+        self._trace_pids({pid})
+
+    def read(self) -> list[Event]:
+        """The transitions since the last call, owners settled."""
+        return [event for row in self._ring.drain() for event in self._events(row)]
+
+    def fill(self) -> float:
+        """Share of the ring buffer in use."""
+        return self._ring.fill()
+
+    def tell_waiting_children(self) -> None:
+        """Have children told that have waited in an accept queue for longer than a moment."""
+        fd = self._programs.map_fd("children")
+        before_ns = time.monotonic_ns() - _CHILD_WAITS_NS
+        for key in bpfcall.keys(fd, 8, _MAX_CHILDREN):
+            raw = bpfcall.lookup(fd, key, _CHILD_BYTES)
+            if raw and 0 < _ESTABLISHED_NS.unpack_from(raw, 8)[0] < before_ns:
+                self._programs.run("tell_child", *struct.unpack("=Q", key))
+
+    def losses(self) -> list[Event]:
+        """One ``loss`` event per place where something was lost since the last call."""
+        return self._losses.news()
+
+    def _plan(self) -> Plan:
+        definitions = constants.definitions() | offsets.constants(btf.kernel())
+        definitions |= self.standing.definitions | self.filters.definitions()
+        definitions |= {
+            "MAX_SOCKETS": self.options.max_sockets,
+            "MAX_CHILDREN": _MAX_CHILDREN,
+            "RING_PAGES": self.options.ring_mib * 256,
+            "FILTER_SELF": os.getpid(),
+        }
+        return Plan(states.SOURCES, self.standing.hooks, states.ON_DEMAND, definitions)
+
+    def _set_window(self, value: int) -> None:
+        key = struct.pack("=I", Setting.WINDOW)
+        self._programs.put("settings", key, struct.pack("=Q", value))
+
+    def _trace_pids(self, pids: Any) -> None:
+        for pid in pids if self.filters.by_pid else ():
+            self._programs.put("traced_pids", struct.pack("=I", pid), struct.pack("=Q", 0))
+
+    def _family(self) -> set[int]:
+        if not self.filters.follow:
+            return set(self.filters.pids)
+        return procfs.descendants(self.filters.pids)
+
+    def _adopt_all(self, taken: Inventory) -> None:
+        wanted = self._family() if self.filters.by_pid else None
+        for found in taken.found:
+            holder = _chosen_holder(found, wanted)
+            if not holder or not found.row.inode:
+                continue
+            if self._adopt(holder, found.row.inode) == Adopt.DONE_LISTENER:
+                self._adopt_queue(holder.pid)
+
+    def _adopt_queue(self, listener_pid: int) -> None:
+        for _ in range(_MAX_CHILDREN):  # 64 children at a time
+            if not self._programs.run("adopt_children", listener_pid):
+                return
+
+    def _adopt(self, holder: Holder, inode: int) -> Adopt:
+        try:
+            pidfd = os.pidfd_open(holder.pid)
+        except OSError:
+            return Adopt.NO_TASK
+        try:
+            arguments = (pidfd, holder.pid, holder.fd, inode, constants.How.FD_SCAN)
+            return Adopt(self._programs.run("adopt", *arguments))
+        except OSError as error:
+            raise KernelRefusedError(
+                f"the kernel does not run the adoption program: {error}",
+                help="It needs BPF_PROG_TEST_RUN of raw tracepoints (Linux 5.10).",
+            ) from error
+        finally:
+            os.close(pidfd)
+
+    def _adopt_quietly(self, holder: Holder, inode: int) -> object:
+        return self._adopt(holder, inode)
+
+    def _events(self, row: Row) -> Iterator[Event]:
+        for event in self._interpreter.interpret(row):
+            yield self._settled(event)
+
+    def _settled(self, event: Event) -> Event:
+        if event["listener_pid"] and not event["pid"]:
+            listener = procfs.process(event["listener_pid"])
+            event["listener_comm"] = listener.comm if listener else None
+        return self._owners.settle(event) if event["uncertain"] else event
+
+    def _hand_over(self, taken: Inventory, pids: set[int]) -> list[Event]:
+        """Join the inventory with the transitions that happened while it was taken."""
+        window = [self._event_parts(row) for row in self._ring.drain(1 << 20)]
+        events = [event for part in window for event in part]
+        first: dict[Any, Event] = {}
+        for event in events:
+            first.setdefault(_flow(event), event)
+        shown = [
+            existing_event(found, first.get(found.row.flow))
+            for found in taken.found
+            if self.options.existing and self._shows(found, pids)
+        ]
+        known = {found.row.flow for found in taken.found if self._concerns(found, pids)}
+        live = [event for event in events if self._in_hand(event, known, pids)]
+        return [event for event in shown if event] + [self._settled(event) for event in live]
+
+    def _event_parts(self, row: Row) -> list[Event]:
+        return list(self._interpreter.interpret(row))
+
+    def _concerns(self, found: Found, pids: set[int]) -> bool:
+        holders = found.holders or found.listener_holders
+        return not self.filters.by_pid or any(holder.pid in pids for holder in holders)
+
+    def _shows(self, found: Found, pids: set[int]) -> bool:
+        row = found.row
+        return (
+            self._concerns(found, pids)
+            and self.filters.wants_state(row.state)
+            and self.filters.wants_row(row.sport, row.dport, row.saddr, row.daddr, row.netns)
+        )
+
+    def _in_hand(self, event: Event, known: set[Any], pids: set[int]) -> bool:
+        """Whether a transition of the window concerns a traced process."""
+        if not self.filters.by_pid or not event["facts"] & Fact.IN_WINDOW:
+            return True
+        return event["pid"] in pids or event["listener_pid"] in pids or _flow(event) in known
+
+
+def _chosen_holder(found: Found, wanted: set[int] | None) -> Holder | None:
+    """Of several holders, the first that is traced; without -p, simply the first."""
+    for holder in found.holders:
+        if wanted is None or holder.pid in wanted:
+            return holder
+    return None
+
+
+def _flow(event: Event) -> tuple[Any, ...]:
+    return tuple(event[name] for name in ("netns", "saddr", "sport", "daddr", "dport"))
