@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import os
 import struct
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tcptrace.probes import rungs, states
-from tcptrace.probes.engine import bpfcall, btf, constants, memory, offsets, tracefs
+from tcptrace.probes.engine import bpfcall, constants, tracefs
 from tcptrace.probes.engine.constants import Adopt, Fact, Setting
 from tcptrace.probes.engine.errors import KernelRefusedError
-from tcptrace.probes.engine.loader import Plan, Programs
+from tcptrace.probes.engine.forked import Forked
+from tcptrace.probes.engine.loader import Plan
 from tcptrace.probes.engine.losses import Losses
+from tcptrace.probes.engine.programs import Programs
 from tcptrace.probes.engine.ring import Ring, Row
-from tcptrace.probes.enrich import inventory, procfs, sockdiag
+from tcptrace.probes.enrich import inventory, procfs
 from tcptrace.probes.enrich.clock import ticks_per_second
 from tcptrace.probes.enrich.inventory import Found, Inventory
 from tcptrace.probes.enrich.owner import OwnerSearch
@@ -33,6 +34,18 @@ from tcptrace.probes.filters import Filters
 from tcptrace.probes.states import Event, Interpreter
 
 _MAX_CHILDREN = 16384
+_MAPS = (
+    "events",
+    "counts",
+    "settings",
+    "children",
+    "traced_pids",
+    "wanted_ports",
+    "wanted_netns",
+    "wanted_cgroups",
+    "wanted_prefixes",
+    "wanted_comms",
+)
 _CHILD_WAITS_NS = 100_000_000
 """A child that nobody accepted for so long is told as it stands."""
 _CHILD_BYTES, _ESTABLISHED_NS = 56, struct.Struct("=Q")
@@ -62,21 +75,26 @@ class Tracer:
         self.standing = rungs.climb(
             rungs.needed(by_pid=self.filters.by_pid, follow=self.filters.follow)
         )
-        warm_up = threading.Thread(target=sockdiag.warm_up)
-        warm_up.start()  # half of the start is the compiler: import meanwhile
         self._programs = Programs(self._plan())
-        warm_up.join()
-        layout = self._programs.layout("state_record")
-        self._ring = Ring(
-            self._programs.map_fd("events"), self._programs.max_entries("events"), layout
-        )
-        self._interpreter = Interpreter(layout.names, ticks_per_second())
-        self._owners = OwnerSearch(self._adopt_quietly)
+        self._scout = Forked("the inventory", inventory.scout)
+        try:
+            self._programs.load()
+        except BaseException:
+            self._close()
+            raise
+        ring = self._programs.map("events")
+        self._ring = Ring(ring.fd, ring.max_entries, self._programs.layout("state_record"))
+        self._interpreter = Interpreter(self._ring.names, ticks_per_second())
+        self._owners = OwnerSearch(self._adopt)
         self._losses = Losses(self._programs)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ring.close()
+        self._close()
+
+    def _close(self) -> None:
+        self._scout.close()
         self._programs.close()
 
     @property
@@ -97,16 +115,25 @@ class Tracer:
         self._programs.attach()
         pids = self._family()
         self._trace_pids(pids)
-        taken = inventory.take(pids or None)
+        self._scout.send(pids or None)
+        taken, _ = self._scout.receive()
         self.notes += taken.unreadable
         self._adopt_all(taken)
         self._set_window(0)
-        memory.release_compiler()
         return self._hand_over(taken, pids)
 
+    def detach(self) -> None:
+        """No further records; those in the buffer can still be read."""
+        self._programs.detach()
+
+    def traces_anybody(self) -> bool:
+        """Whether any process is left in the traced set (children, with -f)."""
+        fd = self._programs.map("traced_pids").fd
+        return any(True for _ in bpfcall.keys(fd, 4, 1))
+
     def trace_also(self, pid: int) -> None:
-        """A process that was started for this run (``-- CMD``)."""
-        self._trace_pids({pid})
+        """A process that was started for this run (``-- CMD``). Before ``start``."""
+        self.filters = replace(self.filters, pids=self.filters.pids | {pid})
 
     def read(self) -> list[Event]:
         """The transitions since the last call, owners settled."""
@@ -118,7 +145,7 @@ class Tracer:
 
     def tell_waiting_children(self) -> None:
         """Have children told that have waited in an accept queue for longer than a moment."""
-        fd = self._programs.map_fd("children")
+        fd = self._programs.map("children").fd
         before_ns = time.monotonic_ns() - _CHILD_WAITS_NS
         for key in bpfcall.keys(fd, 8, _MAX_CHILDREN):
             raw = bpfcall.lookup(fd, key, _CHILD_BYTES)
@@ -130,15 +157,21 @@ class Tracer:
         return self._losses.news()
 
     def _plan(self) -> Plan:
-        definitions = constants.definitions() | offsets.constants(btf.kernel())
-        definitions |= self.standing.definitions | self.filters.definitions()
+        definitions = self.standing.definitions | self.filters.definitions()
         definitions |= {
             "MAX_SOCKETS": self.options.max_sockets,
             "MAX_CHILDREN": _MAX_CHILDREN,
             "RING_PAGES": self.options.ring_mib * 256,
             "FILTER_SELF": os.getpid(),
         }
-        return Plan(states.SOURCES, self.standing.hooks, states.ON_DEMAND, definitions)
+        return Plan(
+            sources=states.SOURCES,
+            hooks=self.standing.hooks,
+            on_demand=states.ON_DEMAND,
+            maps=_MAPS,
+            layouts=("state_record",),
+            definitions=definitions,
+        )
 
     def _set_window(self, value: int) -> None:
         key = struct.pack("=I", Setting.WINDOW)
@@ -182,9 +215,6 @@ class Tracer:
             ) from error
         finally:
             os.close(pidfd)
-
-    def _adopt_quietly(self, holder: Holder, inode: int) -> object:
-        return self._adopt(holder, inode)
 
     def _events(self, row: Row) -> Iterator[Event]:
         for event in self._interpreter.interpret(row):

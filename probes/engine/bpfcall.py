@@ -36,7 +36,9 @@ def run_program(program_fd: int, arguments: Sequence[int]) -> int:
     context = struct.pack(f"={len(arguments)}Q", *arguments)
     held = ct.create_string_buffer(context, len(context))
     attributes = _buffer(
-        struct.pack("=IIIIQQIIIIQ", program_fd, 0, 0, 0, 0, 0, 0, 0, len(context), 0, ct.addressof(held))
+        struct.pack(
+            "=IIIIQQIIIIQ", program_fd, 0, 0, 0, 0, 0, 0, 0, len(context), 0, ct.addressof(held)
+        )
     )
     _bpf(_TEST_RUN, attributes)
     return int(struct.unpack_from("=I", attributes, 4)[0])
@@ -74,7 +76,9 @@ def keys(map_fd: int, key_size: int, limit: int) -> Iterator[bytes]:
     at = 0  # NULL asks for the first key
     for _ in range(limit):
         try:
-            _bpf(_MAP_NEXT_KEY, _buffer(struct.pack("=IIQQ", map_fd, 0, at, ct.addressof(following))))
+            _bpf(
+                _MAP_NEXT_KEY, _buffer(struct.pack("=IIQQ", map_fd, 0, at, ct.addressof(following)))
+            )
         except FileNotFoundError:
             return
         yield following.raw

@@ -98,7 +98,6 @@ class Setting(enum.IntEnum):
     """Where the adoption of an accept queue goes on."""
 
 
-
 def definitions() -> dict[str, int]:
     """All of the above as C constants, ``TCP_LISTEN=10`` and so on."""
     named = {

@@ -1,5 +1,6 @@
 """Compile, load and attach the C half. The only file that imports bcc.
 
+Runs in a child process (see forked.py): the parent never maps the compiler.
 BCC rewrites map calls only in the text it is given, not in #included files, so
 the sources are joined into one text with #line directives: errors name the
 file and line that a developer can open.
@@ -10,7 +11,6 @@ from __future__ import annotations
 import importlib
 import importlib.resources
 import os
-import platform
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,11 +18,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tcptrace.probes.engine import bpfcall
+from tcptrace.probes.engine import bpfcall, btf, constants, offsets
 from tcptrace.probes.engine.errors import KernelRefusedError, MissingPieceError
+from tcptrace.probes.engine.forked import Channel
 from tcptrace.probes.engine.layout import Layout
 
-SHARED = ("kernel.h", "task.h", "filter.h", "table.h", "owner.h", "listeners.h", "record.h", "children.h")
+SHARED = (
+    "kernel.h",
+    "task.h",
+    "filter.h",
+    "table.h",
+    "owner.h",
+    "listeners.h",
+    "record.h",
+    "children.h",
+)
 
 _DISTRIBUTION_PACKAGES = Path("/usr/lib/python3/dist-packages")
 _CGROUP_SOCK = 9  # BPF_PROG_TYPE_CGROUP_SOCK, which BCC's Python does not name
@@ -32,8 +42,8 @@ _CGROUP_SOCK = 9  # BPF_PROG_TYPE_CGROUP_SOCK, which BCC's Python does not name
 class Hook:
     """One C function and where it is attached.
 
-    ``how`` is ``raw`` (raw tracepoint), ``tracepoint``, ``fexit``, ``kretprobe``,
-    ``cgroup_sock`` or ``sock_ops``; ``target`` the tracepoint or kernel function.
+    ``how`` is ``raw`` (raw tracepoint), ``tracepoint``, ``cgroup_sock`` or
+    ``sock_ops``; ``target`` the tracepoint, or the cgroup's folder.
     """
 
     function: str
@@ -41,112 +51,123 @@ class Hook:
     target: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to compile and attach."""
 
     sources: tuple[str, ...]
     hooks: tuple[Hook, ...]
-    run_on_demand: tuple[str, ...] = ()
+    on_demand: tuple[str, ...] = ()
+    maps: tuple[str, ...] = ()
+    layouts: tuple[str, ...] = ()
     definitions: Mapping[str, int] = field(default_factory=dict)
 
 
-class Programs:
-    """The loaded programs and their maps. Closing it detaches everything."""
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the child reports; the descriptors travel beside it, maps first."""
 
+    maps: list[tuple[str, int]]
+    programs: list[str]
+    layouts: dict[str, Layout]
+
+
+def compile_and_attach(plan: Plan, channel: Channel) -> None:
+    """The child's whole life."""
+    compiled = _Compiled(plan)
+    compiled.report(channel)
+    channel.receive()  # the parent has filled the maps
+    channel.send("attached", compiled.attach())
+    channel.receive()  # the parent has the descriptors, and ends us
+
+
+class _Compiled:
     def __init__(self, plan: Plan) -> None:
+        self._plan = plan
         self._bcc = import_bcc()
-        self._links: list[int] = []
-        self._bpf = self._compile(plan)
-        self._on_demand = {
-            name: self._bpf.load_func(name, self._bcc.BPF.RAW_TRACEPOINT).fd
-            for name in plan.run_on_demand
-        }
-        self._hooks = plan.hooks
+        self._bpf = self._compile()
+        self._programs = {name: self._load(name, "raw") for name in plan.on_demand}
+        for hook in plan.hooks:
+            self._programs[hook.function] = self._load(hook.function, hook.how)
 
-    def attach(self) -> None:
-        """Attach every hook of the plan, in its order."""
-        for hook in self._hooks:
-            self._attach(hook)
+    def report(self, channel: Channel) -> None:
+        maps = [self._bpf[name] for name in self._plan.maps]
+        loaded = Loaded(
+            maps=[(name, table.max_entries) for name, table in zip(self._plan.maps, maps)],
+            programs=list(self._programs),
+            layouts={
+                name: Layout.of(self._bpf[f"layout_{name}"].Leaf) for name in self._plan.layouts
+            },
+        )
+        channel.send(loaded, [*(table.map_fd for table in maps), *self._programs.values()])
 
-    def map_fd(self, name: str) -> int:
-        return int(self._bpf[name].map_fd)
+    def attach(self) -> list[int]:
+        """A descriptor per hook, that holds the attachment."""
+        return [self._attach(hook) for hook in self._plan.hooks]
 
-    def max_entries(self, name: str) -> int:
-        return int(self._bpf[name].max_entries)
-
-    def layout(self, name: str) -> Layout:
-        """The fields of ``layout_<name>``, as the compiler laid them out."""
-        return Layout.of(self._bpf[f"layout_{name}"].Leaf)
-
-    def run(self, function: str, *arguments: int) -> int:
-        """Run an on-demand program in this thread's context; its return value."""
-        return bpfcall.run_program(self._on_demand[function], arguments)
-
-    def hook_fds(self) -> list[int]:
-        """Program descriptors of the hooks."""
-        return [int(self._bpf.funcs[hook.function.encode()].fd) for hook in self._hooks
-                if hook.function.encode() in self._bpf.funcs]
-
-    def put(self, name: str, key: bytes, value: bytes) -> None:
-        bpfcall.update(self.map_fd(name), key, value)
-
-    def close(self) -> None:
-        """Detach; safe to call twice."""
-        for fd in self._links:
-            os.close(fd)
-        self._links.clear()
-        self._bpf.cleanup()
-
-    def _compile(self, plan: Plan) -> Any:
-        os.environ["BCC_KERNEL_SOURCE"] = str(_c_folder() / "headers")
-        flags = [f"-D{name}={value}" for name, value in plan.definitions.items()]
-        with _stderr_kept() as compiler_output:
-            try:
-                return self._bcc.BPF(
-                    text=joined(SHARED + plan.sources), cflags=[*flags, "-Wno-unused-function"]
-                )
-            except Exception as error:
-                raise KernelRefusedError(
-                    f"the probes do not compile with this BCC ({self._bcc.__version__})",
-                    help=compiler_output.text(),
-                ) from error
-
-    def _attach(self, hook: Hook) -> None:
+    def _compile(self) -> Any:
+        folder = c_folder()
+        os.environ["BCC_KERNEL_SOURCE"] = str(folder / "headers")
+        definitions = constants.definitions() | offsets.constants(btf.kernel())
+        flags = [
+            f"-D{name}={value}" for name, value in (definitions | self._plan.definitions).items()
+        ]
+        output = _keep_stderr()
         try:
-            getattr(self, f"_attach_{hook.how}")(hook)
+            return self._bcc.BPF(
+                text=joined(SHARED + self._plan.sources), cflags=[*flags, "-Wno-unused-function"]
+            )
         except Exception as error:
             raise KernelRefusedError(
-                f"the kernel refuses {hook.function} ({hook.how} {hook.target}): {error}",
-                help="Run  sudo tcptrace doctor  to see what this kernel allows.",
+                f"the probes do not compile with this BCC ({self._bcc.__version__})",
+                help=_text_of(output),
             ) from error
 
-    def _attach_raw(self, hook: Hook) -> None:
-        self._bpf.load_func(hook.function, self._bcc.BPF.RAW_TRACEPOINT)
-        self._bpf.attach_raw_tracepoint(hook.target, hook.function)
+    def _load(self, function: str, how: str) -> int:
+        kinds = self._bcc.BPF
+        kind, attach_type = {
+            "raw": (kinds.RAW_TRACEPOINT, -1),
+            "tracepoint": (kinds.TRACEPOINT, -1),
+            "cgroup_sock": (_CGROUP_SOCK, bpfcall.CGROUP_INET_SOCK_CREATE),
+            "sock_ops": (kinds.SOCK_OPS, bpfcall.CGROUP_SOCK_OPS),
+        }[how]
+        try:
+            return int(self._bpf.load_func(function, kind, attach_type=attach_type).fd)
+        except Exception as error:
+            raise _refused(function, error) from error
 
-    def _attach_tracepoint(self, hook: Hook) -> None:
-        self._bpf.attach_tracepoint(tp=hook.target, fn_name=hook.function)
+    def _attach(self, hook: Hook) -> int:
+        try:
+            return self._attached(hook)
+        except Exception as error:
+            raise _refused(f"{hook.function} at {hook.target}", error) from error
 
-    def _attach_kretprobe(self, hook: Hook) -> None:
-        self._bpf.attach_kretprobe(event=hook.target, fn_name=hook.function)
+    def _attached(self, hook: Hook) -> int:
+        if hook.how == "raw":  # not by BCC: it keeps one descriptor per function name
+            fd = self._bcc.lib.bpf_attach_raw_tracepoint(
+                self._programs[hook.function], hook.target.encode()
+            )
+        elif hook.how == "tracepoint":
+            category, name = hook.target.split(":")
+            fd = self._bcc.lib.bpf_attach_tracepoint(
+                self._programs[hook.function], category.encode(), name.encode()
+            )
+        else:
+            kind = {
+                "cgroup_sock": bpfcall.CGROUP_INET_SOCK_CREATE,
+                "sock_ops": bpfcall.CGROUP_SOCK_OPS,
+            }[hook.how]
+            fd = bpfcall.link_to_cgroup(self._programs[hook.function], hook.target, kind)
+        if fd < 0:
+            raise OSError(f"attaching failed ({fd})")
+        return int(fd)
 
-    def _attach_fexit(self, hook: Hook) -> None:
-        self._bpf.attach_kretfunc(hook.function)
 
-    def _attach_cgroup_sock(self, hook: Hook) -> None:
-        loaded = self._bpf.load_func(
-            hook.function, _CGROUP_SOCK, attach_type=bpfcall.CGROUP_INET_SOCK_CREATE
-        )
-        self._links.append(
-            bpfcall.link_to_cgroup(loaded.fd, hook.target, bpfcall.CGROUP_INET_SOCK_CREATE)
-        )
-
-    def _attach_sock_ops(self, hook: Hook) -> None:
-        loaded = self._bpf.load_func(hook.function, self._bcc.BPF.SOCK_OPS)
-        self._links.append(
-            bpfcall.link_to_cgroup(loaded.fd, hook.target, bpfcall.CGROUP_SOCK_OPS)
-        )
+def _refused(what: str, error: Exception) -> KernelRefusedError:
+    return KernelRefusedError(
+        f"the kernel refuses {what}: {error}",
+        help="Run  sudo tcptrace doctor  to see what this kernel allows.",
+    )
 
 
 def import_bcc() -> ModuleType:
@@ -178,34 +199,23 @@ def joined(files: Iterable[str]) -> str:
     """The C sources as one text, each part under its own file name."""
     parts = []
     for name in files:
-        text = (_c_folder() / name).read_text()
+        text = (c_folder() / name).read_text()
         parts.append(f'#line 1 "bpf/{name}"\n{text}')
     return "\n".join(parts)
 
 
-def _c_folder() -> Path:
+def c_folder() -> Path:
+    """Where the C half is installed."""
     return Path(str(importlib.resources.files("tcptrace.bpf")))
 
 
-class _stderr_kept:
-    """clang writes to descriptor 2; keep that for the error, off the user's terminal."""
-
-    def __enter__(self) -> _stderr_kept:
-        sys.stderr.flush()
-        self._kept = os.memfd_create("clang")
-        self._saved = os.dup(2)
-        os.dup2(self._kept, 2)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.dup2(self._saved, 2)
-        os.close(self._saved)
-        os.close(self._kept)
-
-    def text(self) -> str:
-        os.lseek(self._kept, 0, os.SEEK_SET)
-        return os.read(self._kept, 1 << 16).decode(errors="replace")
+def _keep_stderr() -> int:
+    """clang and the verifier write to descriptor 2; this child's goes to a file of its own."""
+    kept = os.memfd_create("compiler")
+    os.dup2(kept, 2)
+    return kept
 
 
-def machine() -> str:
-    return platform.machine()
+def _text_of(fd: int) -> str:
+    os.lseek(fd, 0, os.SEEK_SET)
+    return os.read(fd, 1 << 16).decode(errors="replace")

@@ -10,7 +10,7 @@ from typing import Any
 
 from tcptrace.probes.engine import bpfcall
 from tcptrace.probes.engine.constants import Count
-from tcptrace.probes.engine.loader import Programs
+from tcptrace.probes.engine.programs import Programs
 
 _MISSES = re.compile(r"recursion_misses:\s*(\d+)")
 
@@ -24,7 +24,7 @@ class Losses:
 
     def __init__(self, programs: Programs) -> None:
         self._programs = programs
-        self._fd = programs.map_fd("counts")
+        self._fd = programs.map("counts").fd
         self._cpus = _possible_cpus()
         self._reported: dict[str, int] = {}
 
@@ -46,7 +46,7 @@ class Losses:
 
     def _now(self) -> dict[str, int]:
         found = {count.name.lower(): self._sum(count) for count in Count}
-        return found | {"nested": sum(map(_misses, self._programs.hook_fds()))}
+        return found | {"nested": sum(map(_misses, self._programs.program_fds()))}
 
     def _sum(self, slot: int) -> int:
         raw = bpfcall.lookup(self._fd, struct.pack("=I", slot), 8 * self._cpus) or b""

@@ -79,9 +79,7 @@ class Ring:
         # be read ahead of that. Taking a lock is the acquire barrier that Python can express.
         with self._fence:
             raw = self._producer[start : start + count * self._stride]
-        rows = [
-            row[1:] for row in self._decoder.iter_unpack(raw) if not row[0] & _DISCARDED
-        ]
+        rows = [row[1:] for row in self._decoder.iter_unpack(raw) if not row[0] & _DISCARDED]
         return rows, count
 
     def _finished(self, start: int, count: int) -> int:
@@ -109,6 +107,11 @@ class Waiter:
             return {fd for fd, _ in self._poll.poll(timeout_s)}
         except InterruptedError:
             return set()
+
+    def forget(self, fds: set[int]) -> None:
+        """Do not report these any more."""
+        for fd in fds:
+            self._poll.unregister(fd)
 
     def close(self) -> None:
         self._poll.close()

@@ -28,9 +28,19 @@ def _always(name: str, kind: str, says: str, *values: str) -> Field:
     return Field(name, kind, says, nullable=False, values=values)
 
 
-_STATES = (
-    "ESTABLISHED SYN_SENT SYN_RECV FIN_WAIT1 FIN_WAIT2 TIME_WAIT CLOSE CLOSE_WAIT LAST_ACK LISTEN CLOSING"
-).split()
+_STATES = [
+    "ESTABLISHED",
+    "SYN_SENT",
+    "SYN_RECV",
+    "FIN_WAIT1",
+    "FIN_WAIT2",
+    "TIME_WAIT",
+    "CLOSE",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "LISTEN",
+    "CLOSING",
+]
 
 COMMON = (
     _always("ts", "string", "when it happened: RFC 3339, UTC, nanoseconds (the kernel's time)"),
@@ -59,11 +69,16 @@ OWNER = (
 
 FLOW = (
     Field("family", "string", "of the packets", values=("ipv4", "ipv6")),
-    Field("socket_family", "string", "of the socket: an inet6 socket may talk IPv4", values=("inet", "inet6")),
+    Field(
+        "socket_family",
+        "string",
+        "of the socket: an inet6 socket may talk IPv4",
+        values=("inet", "inet6"),
+    ),
     Field("saddr", "string", "local address"),
-    Field("sport", "integer", "local port"),
+    Field("sport", "integer", "local port; null: connect() has not chosen it yet"),
     Field("daddr", "string", "peer's address"),
-    Field("dport", "integer", "peer's port"),
+    Field("dport", "integer", "peer's port; null: a listener has none"),
     Field("netns", "integer", "network namespace (inode number, as lsns prints it)"),
     Field("cookie", "string", "the socket's identity: hexadecimal, as `ss -e` prints it after sk:"),
     Field("inode", "integer", "inode of the socket, as /proc/PID/fd shows it"),
@@ -76,8 +91,14 @@ STATE = (
     Field("old_state", "string", "state before, by the kernel's name", values=tuple(_STATES)),
     Field("new_state", "string", "state after", values=tuple(_STATES)),
     Field("reason", "string", "why; the table of reasons is below"),
-    Field("duration_us", "integer", "time in old_state in microseconds; null: it began before tcptrace"),
-    Field("recv_q", "integer", "bytes not yet read (a FIN counts 1); LISTEN: connections to accept"),
+    Field(
+        "duration_us",
+        "integer",
+        "time in old_state in microseconds; null: it began before tcptrace",
+    ),
+    Field(
+        "recv_q", "integer", "bytes not yet read (a FIN counts 1); LISTEN: connections to accept"
+    ),
     Field("send_q", "integer", "bytes not yet acknowledged; LISTEN: limit of the backlog"),
     Field("accept_wait_us", "integer", "how long it waited in the accept queue, microseconds"),
     Field(
@@ -86,7 +107,9 @@ STATE = (
         "what CLOSE really was",
         values=("time_wait", "fin_wait2", "gone"),
     ),
-    Field("lives_on_s", "integer", "seconds that the kernel keeps a TIME_WAIT or FIN_WAIT2 remainder"),
+    Field(
+        "lives_on_s", "integer", "seconds that the kernel keeps a TIME_WAIT or FIN_WAIT2 remainder"
+    ),
 )
 
 EXISTING = (
@@ -94,7 +117,9 @@ EXISTING = (
     Field("holders", "strings", "every pid:fd that holds the socket"),
     *FLOW,
     Field("new_state", "string", "state in which it was found", values=tuple(_STATES)),
-    Field("recv_q", "integer", "bytes not yet read (a FIN counts 1); LISTEN: connections to accept"),
+    Field(
+        "recv_q", "integer", "bytes not yet read (a FIN counts 1); LISTEN: connections to accept"
+    ),
     Field("send_q", "integer", "bytes not yet acknowledged; LISTEN: limit of the backlog"),
 )
 
@@ -128,7 +153,9 @@ END = (
     _always("events", "integer", "events written, this one included"),
     _always("states", "integer", "transitions written"),
     _always("existing", "integer", "existing sockets written"),
-    _always("owner_unknown", "integer", "transitions of a held socket whose owner could not be told"),
+    _always(
+        "owner_unknown", "integer", "transitions of a held socket whose owner could not be told"
+    ),
     _always("lost", "integer", "events lost in the kernel, in all"),
     _always("ran_s", "number", "seconds from ready to end"),
 )

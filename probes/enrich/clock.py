@@ -8,9 +8,11 @@ intervals within a run are exact even if somebody sets the clock meanwhile.
 from __future__ import annotations
 
 import functools
+import os
 import time
 
 NS = 1_000_000_000
+TICK_NS = NS // os.sysconf("SC_CLK_TCK")
 _MONOTONIC_COARSE = 6  # include/uapi/linux/time.h; the time module does not name it
 
 
@@ -28,8 +30,8 @@ class Clock:
         return rfc3339(monotonic_ns + self._mono_offset)
 
     def wall_of_boot(self, boottime_ns: int) -> str:
-        """Of a process start."""
-        return rfc3339(boottime_ns + self._boot_offset)
+        """Of a process start: to the clock tick (10 ms) that /proc/PID/stat gives, no finer."""
+        return rfc3339(boottime_ns // TICK_NS * TICK_NS + self._boot_offset)
 
 
 def rfc3339(epoch_ns: int) -> str:

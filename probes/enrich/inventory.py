@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tcptrace.probes.engine.constants import TcpState
+from tcptrace.probes.engine.forked import Channel
 from tcptrace.probes.enrich import procfs, sockdiag
 from tcptrace.probes.enrich.procfs import Holder
 from tcptrace.probes.enrich.sockdiag import SocketRow
@@ -42,6 +43,14 @@ class Inventory:
     unreadable: list[str] = field(default_factory=list)
 
 
+def scout(channel: Channel) -> None:
+    """Child process: be ready to look, look when told for which processes, report."""
+    sockdiag.warm_up()
+    pids, _ = channel.receive()
+    channel.send(take(pids))
+    channel.receive()
+
+
 def take(pids: Iterable[int] | None) -> Inventory:
     """Look at the namespaces of the given processes (default: of all)."""
     holders = procfs.holders()
@@ -65,9 +74,7 @@ def join(rows: list[SocketRow], holders: dict[int, list[Holder]]) -> list[Found]
     return [_found(row, holders, listeners.get(row.sport, [])) for row in rows]
 
 
-def _found(
-    row: SocketRow, holders: dict[int, list[Holder]], candidates: list[SocketRow]
-) -> Found:
+def _found(row: SocketRow, holders: dict[int, list[Holder]], candidates: list[SocketRow]) -> Found:
     found = Found(row, tuple(holders.get(row.inode, ())) if row.inode else ())
     listener = _listener_of(row, candidates) if found.unaccepted else None
     if listener is None:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tcptrace.probes.enrich.clock import TICK_NS
+
 PROC = Path("/proc")
-_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _INIT_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 
 
@@ -47,7 +48,7 @@ def process(pid: int) -> Process | None:
     head, _, tail = raw.rpartition(b")")  # comm may itself contain brackets and spaces
     fields = tail.split()
     comm = head.partition(b"(")[2].decode(errors="replace")
-    return Process(pid, comm, int(fields[19]) * _TICK_NS, uid, int(fields[1]))
+    return Process(pid, comm, int(fields[19]) * TICK_NS, uid, int(fields[1]))
 
 
 def pids() -> list[int]:

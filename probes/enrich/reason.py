@@ -54,9 +54,7 @@ class Cause:
 
 
 @functools.lru_cache(maxsize=4096)
-def cause(
-    old: int, new: int, facts: int, error: int, accepted: bool, outlived: bool
-) -> Cause:
+def cause(old: int, new: int, facts: int, error: int, accepted: bool, outlived: bool) -> Cause:
     """Explain one transition.
 
     Args:

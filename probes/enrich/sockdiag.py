@@ -42,9 +42,9 @@ class SocketRow:
     netns: int
 
     @property
-    def flow(self) -> tuple[int, str, int, str, int]:
+    def flow(self) -> tuple[int, str, int | None, str, int | None]:
         """Identity where there is no cookie yet."""
-        return (self.netns, self.saddr, self.sport, self.daddr, self.dport)
+        return (self.netns, self.saddr, self.sport or None, self.daddr, self.dport or None)
 
 
 def dump(netns: int, path: str) -> list[SocketRow]:
