@@ -35,10 +35,7 @@ static __always_inline void found_in_hand(u64 sk, s32 fd, u8 how)
 		r->accepted_ns = r->ts_ns;
 	}
 	fill_owner(r, &entry->owner);
-	if (child && !r->syn_recv_ns)
-		events.ringbuf_discard(r, 0); /* told before: from now on it has an owner */
-	else
-		events.ringbuf_submit(r, 0);
+	events.ringbuf_submit(r, 0);
 }
 
 /* Run by user space for a child that has waited long: tell it as it stands. */
@@ -86,7 +83,8 @@ int on_accept_exit(void *ctx)
 #endif
 
 #ifdef HAVE_IO_LENGTH
-/* sock:sock_recv_length, sock:sock_send_length (6.3): a descriptor passed by SCM_RIGHTS, io_uring. */
+/* sock:sock_recv_length, sock:sock_send_length (6.3): a descriptor passed by SCM_RIGHTS, io_uring.
+ */
 int on_io(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 sk = ctx->args[0], file;
@@ -160,7 +158,8 @@ int adopt_children(struct bpf_raw_tracepoint_args *ctx)
 {
 	int which = SETTING_QUEUE;
 	u64 *next = settings.lookup(&which), request;
-	struct child waiting = {.told = 1, .listener_pid = ctx->args[0]}; /* told by the inventory */
+	struct child waiting = {.told = 1,
+				.listener_pid = ctx->args[0]}; /* told by the inventory */
 
 	if (!next)
 		return 0;

@@ -5,11 +5,11 @@
  * reader is compiled out: nothing here ever reads a guess.
  */
 
-#define READ(dst, base, offset) \
+#define READ(dst, base, offset)                                                                    \
 	bpf_probe_read_kernel(&(dst), sizeof(dst), (void *)((u64)(base) + (offset)))
 
 /* For a field whose width differs between kernels; dst is a zeroed u64 (little-endian). */
-#define READ_WIDE(dst, base, field) \
+#define READ_WIDE(dst, base, field)                                                                \
 	bpf_probe_read_kernel(&(dst), Z_##field, (void *)((u64)(base) + O_##field))
 
 /* LLVM unrolls small loops, which only makes the program larger and the start slower. */

@@ -1,4 +1,5 @@
-/* The set of traced processes follows fork (-f) and exit, so that a reused pid is not taken for one. */
+/* The set of traced processes follows fork (-f) and exit, so that a reused pid is not taken for
+ * one. */
 
 #ifdef FILTER_PIDS
 #ifdef FOLLOW_CHILDREN

@@ -190,7 +190,7 @@ static __always_inline void fill_transition(struct state_record *r, u64 sk, stru
 	r->since_ns = r->syn_recv_ns = r->established_ns = r->accepted_ns = 0;
 	r->held_cpu_pid = r->listener_pid = r->listener_start_ns = 0;
 	r->fin_wait2_jiffies =
-		new_state == TCP_CLOSE ? fin_wait2_jiffies(sk, HEAD(h, u64, skc_net)) : 0;
+	    new_state == TCP_CLOSE ? fin_wait2_jiffies(sk, HEAD(h, u64, skc_net)) : 0;
 	r->facts = 0;
 	note_lock(&r->facts, sk);
 	note_flags(&r->facts, sk, h);

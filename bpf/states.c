@@ -94,7 +94,8 @@ int on_state_change(struct bpf_raw_tracepoint_args *ctx)
 	if (!head_read(&h, sk))
 		return 0;
 	if (old_state == TCP_LISTEN && new_state == TCP_SYN_RECV) {
-		child_is_born(sk, &h); /* its addresses are not set yet: filtered from the next step on */
+		child_is_born(
+		    sk, &h); /* its addresses are not set yet: filtered from the next step on */
 		return 0;
 	}
 	if (!socket_is_wanted(sk, &h))

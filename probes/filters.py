@@ -69,7 +69,7 @@ class Filters:
             yield "wanted_comms", comm.encode()[:15].ljust(16, b"\0"), one
 
     def wants_row(self, sport: int, dport: int, saddr: str, daddr: str, netns: int) -> bool:
-        """The socket's part of the same decision, for rows that do not come from the kernel half."""
+        """The socket's part of the same decision, for rows of the inventory."""
         ends = ipaddress.ip_address(saddr), ipaddress.ip_address(daddr)
         return (
             (not self.family or ends[0].version == self.family)

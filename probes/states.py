@@ -44,7 +44,7 @@ class Interpreter:
         """The events of one record, in the order in which they happened: one to three."""
         record = dict(zip(self._names, row, strict=True))
         kind = record["kind"]
-        if kind == Kind.EXISTING:
+        if kind == Kind.EXISTING or (kind == Kind.ACCEPTED and not record["syn_recv_ns"]):
             yield self._existing(record)
             return
         if record["syn_recv_ns"]:
@@ -99,6 +99,10 @@ class Interpreter:
         family, saddr = address(record["saddr"])
         return {
             "ts_ns": record["ts_ns"],
+            "sk": record["sk"],
+            "accepted": record["kind"] == Kind.ACCEPTED,
+            "accepted_ns": record["accepted_ns"],
+            "waited_long": record["kind"] == Kind.WAITING,
             "family": family,
             "socket_family": "inet" if record["family"] == AF_INET else "inet6",
             "saddr": saddr,
@@ -124,7 +128,7 @@ def _owner(record: dict[str, Any]) -> Event:
         facts & Fact.VERIFIED or orphan or (not facts & Fact.HAS_FILE and facts & Fact.TRACKED)
     )
     if not known:
-        because = owner.unknown_because(facts, bool(record["pid"]))
+        because = owner.unknown_because(facts)
         return owner.NOBODY | {
             "orphan": orphan,
             "owner_unknown": because,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tcptrace.probes import rungs, states
+from tcptrace.probes.accept_queue import AcceptQueue
 from tcptrace.probes.engine import bpfcall, constants, tracefs
 from tcptrace.probes.engine.constants import Adopt, Fact, Setting
 from tcptrace.probes.engine.errors import KernelRefusedError
@@ -87,6 +88,7 @@ class Tracer:
         self._interpreter = Interpreter(self._ring.names, ticks_per_second())
         self._owners = OwnerSearch(self._adopt)
         self._losses = Losses(self._programs)
+        self._accept_queue = AcceptQueue()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,7 +139,17 @@ class Tracer:
 
     def read(self) -> list[Event]:
         """The transitions since the last call, owners settled."""
-        return [event for row in self._ring.drain() for event in self._events(row)]
+        told = [event for row in self._ring.drain() for event in self._events(row)]
+        return told + list(self._accept_queue.overdue())
+
+    def rest(self) -> list[Event]:
+        """What was still kept back: call it last."""
+        return self.read() + list(self._accept_queue.rest())
+
+    @property
+    def keeps_back(self) -> bool:
+        """Whether ``read`` has to be called again soon, also if no record comes."""
+        return len(self._accept_queue) > 0
 
     def fill(self) -> float:
         """Share of the ring buffer in use."""
@@ -218,13 +230,17 @@ class Tracer:
 
     def _events(self, row: Row) -> Iterator[Event]:
         for event in self._interpreter.interpret(row):
-            yield self._settled(event)
+            yield from self._accept_queue.pass_on(self._settled(event))
 
     def _settled(self, event: Event) -> Event:
-        if event["listener_pid"] and not event["pid"]:
+        if event["uncertain"]:
+            event = self._owners.settle(event)
+        if event["pid"]:
+            event["listener_pid"] = None
+        elif event["listener_pid"]:
             listener = procfs.process(event["listener_pid"])
             event["listener_comm"] = listener.comm if listener else None
-        return self._owners.settle(event) if event["uncertain"] else event
+        return event
 
     def _hand_over(self, taken: Inventory, pids: set[int]) -> list[Event]:
         """Join the inventory with the transitions that happened while it was taken."""
@@ -240,7 +256,10 @@ class Tracer:
         ]
         known = {found.row.flow for found in taken.found if self._concerns(found, pids)}
         live = [event for event in events if self._in_hand(event, known, pids)]
-        return [event for event in shown if event] + [self._settled(event) for event in live]
+        told = [
+            passed for event in live for passed in self._accept_queue.pass_on(self._settled(event))
+        ]
+        return [event for event in shown if event] + told
 
     def _event_parts(self, row: Row) -> list[Event]:
         return list(self._interpreter.interpret(row))

@@ -125,7 +125,7 @@ def _libbpf() -> ct.CDLL:
 
 def _declared(lib: ct.CDLL) -> ct.CDLL:
     if not hasattr(lib, "btf__load_vmlinux_btf"):  # libbpf before 0.5 (Debian 11)
-        lib.btf__load_vmlinux_btf = lib.libbpf_find_kernel_btf
+        setattr(lib, "btf__load_vmlinux_btf", lib.libbpf_find_kernel_btf)  # noqa: B010
     lib.btf__load_vmlinux_btf.restype = ct.c_void_p
     lib.btf__find_by_name_kind.argtypes = [ct.c_void_p, ct.c_char_p, ct.c_uint32]
     lib.btf__type_by_id.argtypes = [ct.c_void_p, ct.c_uint32]

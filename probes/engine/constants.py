@@ -100,7 +100,7 @@ class Setting(enum.IntEnum):
 
 def definitions() -> dict[str, int]:
     """All of the above as C constants, ``TCP_LISTEN=10`` and so on."""
-    named = {
+    named: dict[str, type[enum.IntEnum] | type[enum.IntFlag]] = {
         "TCP": TcpState,
         "HOW": How,
         "KIND": Kind,

@@ -26,20 +26,30 @@ class TcptraceError(Exception):
 
 
 class UsageError(TcptraceError):
+    """What was asked for is impossible or contradicts itself."""
+
     exit_code = 2
 
 
 class PrivilegeError(TcptraceError):
+    """Root, or the capabilities, are missing."""
+
     exit_code = 3
 
 
 class MissingPieceError(TcptraceError):
+    """Something that the user can install or mount."""
+
     exit_code = 4
 
 
 class KernelRefusedError(TcptraceError):
+    """This kernel does not offer it, or does not allow it."""
+
     exit_code = 5
 
 
 class EventsLostError(TcptraceError):
+    """Events were lost, and the user had asked to be told by the exit code."""
+
     exit_code = 6

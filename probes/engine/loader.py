@@ -8,7 +8,6 @@ file and line that a developer can open.
 
 from __future__ import annotations
 
-import importlib
 import importlib.resources
 import os
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from tcptrace.probes.engine import bpfcall, btf, constants, offsets
 from tcptrace.probes.engine.errors import KernelRefusedError, MissingPieceError
@@ -93,7 +92,9 @@ class _Compiled:
     def report(self, channel: Channel) -> None:
         maps = [self._bpf[name] for name in self._plan.maps]
         loaded = Loaded(
-            maps=[(name, table.max_entries) for name, table in zip(self._plan.maps, maps)],
+            maps=[
+                (name, table.max_entries) for name, table in zip(self._plan.maps, maps, strict=True)
+            ],
             programs=list(self._programs),
             layouts={
                 name: Layout.of(self._bpf[f"layout_{name}"].Leaf) for name in self._plan.layouts
@@ -110,7 +111,8 @@ class _Compiled:
         os.environ["BCC_KERNEL_SOURCE"] = str(folder / "headers")
         definitions = constants.definitions() | offsets.constants(btf.kernel())
         flags = [
-            f"-D{name}={value}" for name, value in (definitions | self._plan.definitions).items()
+            f"-D{name}={value}"
+            for name, value in (definitions | dict(self._plan.definitions)).items()
         ]
         output = _keep_stderr()
         try:
@@ -179,20 +181,25 @@ def import_bcc() -> ModuleType:
         MissingPieceError: with the line that installs it.
     """
     try:
-        return importlib.import_module("bcc")
+        import bcc
     except ImportError:
-        pass
+        return _import_from_distribution()
+    return cast("ModuleType", bcc)
+
+
+def _import_from_distribution() -> ModuleType:
     sys.path.append(str(_DISTRIBUTION_PACKAGES))
     try:
-        return importlib.import_module("bcc")
+        import bcc
     except ImportError as error:
         raise MissingPieceError(
             f"BCC is not installed ({error})",
-            help="Install the distribution's package (the one named bcc on PyPI is another thing):\n"
+            help="Install the distribution's package (PyPI's bcc is another project):\n"
             "  sudo apt-get install python3-bpfcc",
         ) from error
     finally:
         sys.path.remove(str(_DISTRIBUTION_PACKAGES))
+    return cast("ModuleType", bcc)
 
 
 def joined(files: Iterable[str]) -> str:

@@ -170,7 +170,7 @@ EVENTS: dict[str, tuple[Field, ...]] = {
 
 SAYS = {
     "start": "Once, first: who writes this stream, and on what it stands.",
-    "existing": "A socket that was there before tcptrace, or came into a traced process's hands ready-made.",
+    "existing": "A socket that was there before tcptrace, or that a traced process was handed.",
     "state": "One state transition of one socket.",
     "loss": "Something was lost, and how much. Nothing is lost without one of these.",
     "end": "Once, last: the counts. A stream without it was cut off.",

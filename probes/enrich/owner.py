@@ -29,7 +29,7 @@ Adopter = Callable[[Holder, int], object]
 """Tells the kernel half: this holder has the socket with that inode."""
 
 
-def unknown_because(facts: int, tracked: bool) -> str | None:
+def unknown_because(facts: int) -> str | None:
     """Why there is no owner to name, read off the facts; None if one must be searched for."""
     if facts & Fact.FILE_CLOSING:
         return KERNEL_CLOSED

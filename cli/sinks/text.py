@@ -1,0 +1,132 @@
+"""Aligned lines for a person. Colour and cutting to width only on a terminal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from tcptrace.cli.sinks.base import LineWriter
+
+_HEADER = (
+    f"{'TIME (UTC)':<15} {'PID':>7} {'COMM':<15} {'FD':>4} {'STATE':<25} "
+    f"{'LOCAL':<21} {'PEER':<21} {'FOR':>9}  WHY"
+)
+_RED, _YELLOW, _GREEN, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[32m", "\x1b[2m", "\x1b[0m"
+_COLOURS = {"CLOSE_WAIT": _YELLOW, "ESTABLISHED": _GREEN, "CLOSE": _DIM, "TIME_WAIT": _DIM}
+
+
+class TextSink:
+    """``width``: columns to cut at; None: never (not a terminal)."""
+
+    def __init__(self, writer: LineWriter, *, terminal: bool) -> None:
+        self._writer = writer
+        self._terminal = terminal
+        self._headed = False
+
+    def write(self, events: Sequence[dict[str, Any]]) -> None:
+        width = shutil.get_terminal_size().columns if self._terminal else None
+        lines = [text for event in events for text in self._lines(event)]
+        self._writer.write([self._finish(line, colour, width) for line, colour in lines])
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _lines(self, event: dict[str, Any]) -> list[tuple[str, str]]:
+        kind = event["event"]
+        if kind == "start":
+            return []
+        if kind == "loss":
+            return [(f"LOST {event['lost']} events ({event['where']})", _RED)]
+        if kind == "end":
+            return [(end_line(event), _DIM)]
+        header = [] if self._headed else [(_HEADER, "")]
+        self._headed = True
+        return [*header, (socket_line(event), self._colour(event))]
+
+    def _colour(self, event: dict[str, Any]) -> str:
+        if str(event.get("reason", "")).startswith(("rst", "reset", "timeout", "refused")):
+            return _RED
+        return _COLOURS.get(event["new_state"], "")
+
+    def _finish(self, line: str, colour: str, width: int | None) -> bytes:
+        line = safe(line)
+        if width and len(line) > width:
+            line = line[: width - 1] + "…"
+        if self._terminal and colour:
+            line = f"{colour}{line}{_PLAIN}"
+        return (line + "\n").encode()
+
+
+def socket_line(event: dict[str, Any]) -> str:
+    """One ``state`` or ``existing`` event."""
+    fd = "-" if event["fd"] is None else str(event["fd"])
+    return (
+        f"{event['ts'][11:26]:<15} {_pid(event):>7} {_comm(event):<15} {fd:>4} "
+        f"{_states(event):<25} "
+        f"{_end(event, 'saddr', 'sport'):<21} {_end(event, 'daddr', 'dport'):<21} "
+        f"{_duration(event.get('duration_us')):>9}  {_why(event)}"
+    )
+
+
+def end_line(event: dict[str, Any]) -> str:
+    """The counts."""
+    lost = f", {event['lost']} LOST" if event["lost"] else ", none lost"
+    unknown = f", {event['owner_unknown']} with unknown owner" if event["owner_unknown"] else ""
+    return (
+        f"-- {event['why']}: {event['states']} transitions, {event['existing']} existing sockets"
+        f"{unknown}{lost}, {event['ran_s']:.1f} s"
+    )
+
+
+def safe(text: str) -> str:
+    """Control characters of hostile names shown, not obeyed."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def _pid(event: dict[str, Any]) -> str:
+    return "-" if event["pid"] is None else str(event["pid"])
+
+
+def _comm(event: dict[str, Any]) -> str:
+    if event["comm"] is not None:
+        return str(event["comm"])
+    if event["listener_pid"]:
+        return f"({event['listener_comm'] or event['listener_pid']})"
+    return "-"
+
+
+def _states(event: dict[str, Any]) -> str:
+    if event["event"] == "existing":
+        return f"{event['new_state']} (existing)"
+    return f"{event['old_state']} -> {event['new_state']}"
+
+
+def _end(event: dict[str, Any], address: str, port: str) -> str:
+    host = f"[{event[address]}]" if ":" in event[address] else event[address]
+    return f"{host}:{event[port] or '*'}"
+
+
+def _duration(us: int | None) -> str:
+    if us is None:
+        return "-"
+    if us < 1000:
+        return f"{us}us"
+    return f"{us / 1000:.1f}ms" if us < 1_000_000 else f"{us / 1e6:.1f}s"
+
+
+def _why(event: dict[str, Any]) -> str:
+    parts = [event["reason"].replace("_", " ")] if event.get("reason") else []
+    if event.get("became") in ("time_wait", "fin_wait2"):
+        parts.append(f"lives on in {event['became'].upper()} for {event['lives_on_s']} s")
+    if event["recv_q"] or event["send_q"]:
+        parts.append(f"Recv-Q {event['recv_q']} Send-Q {event['send_q']}")
+    if event["orphan"]:
+        parts.append("orphan")
+    if event["listener_pid"] and event["pid"] is None:
+        parts.append(f"in the accept queue of pid {event['listener_pid']}")
+    elif event["owner_unknown"]:
+        parts.append(f"owner unknown: {event['owner_unknown']}")
+    if len(event.get("holders") or ()) > 1:
+        parts.append("held by " + " ".join(event["holders"]))
+    return ", ".join(parts)

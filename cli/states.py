@@ -1,0 +1,121 @@
+"""``tcptrace states``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tcptrace.cli import options
+from tcptrace.cli.privileges import require_privileges
+from tcptrace.cli.run import Limits, Ready, Run
+from tcptrace.cli.sinks.base import LineWriter, Sink
+from tcptrace.cli.sinks.ndjson import NdjsonSink
+from tcptrace.cli.sinks.text import TextSink
+from tcptrace.cli.spawned import Spawned
+from tcptrace.probes.engine.errors import EventsLostError, UsageError
+from tcptrace.probes.filters import Filters
+from tcptrace.probes.publish import Publisher
+from tcptrace.probes.tracer import Options, Tracer
+
+
+@click.command("states", context_settings={"ignore_unknown_options": False})
+@options.filters
+@click.option("--format", "format_", type=click.Choice(["text", "ndjson"]), default="text")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file.")
+@click.option("--duration", type=click.FloatRange(min=0, min_open=True), help="Stop after seconds.")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after so many transitions.")
+@click.option("--existing/--no-existing", default=True, help="First show the sockets there are.")
+@click.option("--fail-on-loss", is_flag=True, help="Exit with 6 if any event was lost.")
+@click.option("--ready-fd", type=click.IntRange(min=0), help="Write a line here once attached.")
+@click.option("--ready-file", type=click.Path(path_type=Path), help="Make this file once attached.")
+@click.option(
+    "--ring-mib",
+    type=click.IntRange(1, 1024),
+    default=8,
+    show_default=True,
+    help="Size of the event buffer.",
+)
+@click.argument("command_line", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD ARGS...]")
+def command(command_line: tuple[str, ...], **values: Any) -> None:
+    """Show every TCP state transition, with the process that owns the socket.
+
+    \b
+    sudo tcptrace states -p 2791                  one process
+    sudo tcptrace states --state CLOSE_WAIT       who lets sockets rot
+    sudo tcptrace states --format ndjson -- curl -s http://localhost/
+    """
+    filters = options.chosen(values, command=bool(command_line))
+    _check_output(values)
+    require_privileges()
+    spawned = Spawned(command_line) if command_line else None
+    try:
+        lost = _trace(filters, spawned, values)
+    finally:
+        if spawned:
+            spawned.stop()
+    _report_loss(lost, fail=values["fail_on_loss"])
+
+
+def _trace(filters: Filters, spawned: Spawned | None, values: dict[str, Any]) -> int:
+    run_options = Options(existing=values["existing"], ring_mib=_power_of_two(values["ring_mib"]))
+    with Tracer(filters, run_options) as tracer:
+        sink = _open_sink(values["format_"], values["output"])
+        run = Run(
+            tracer=tracer,
+            publisher=Publisher(filters),
+            sink=sink,
+            limits=Limits(values["duration"], values["count"]),
+            ready=Ready(values["ready_fd"], values["ready_file"]),
+            pids=filters.pids,
+            spawned=spawned,
+        )
+        try:
+            run.go()
+        finally:
+            sink.close()
+        for note in tracer.notes:
+            click.echo(f"tcptrace: {note}", err=True)
+        return tracer.lost
+
+
+def _check_output(values: dict[str, Any]) -> None:
+    """Wrong paths and descriptors are found before anything is attached."""
+    for path in filter(None, (values["output"], values["ready_file"])):
+        if not path.absolute().parent.is_dir():
+            raise UsageError(f"there is no folder {path.absolute().parent}")
+    if values["ready_fd"] is not None:
+        try:
+            os.fstat(values["ready_fd"])
+        except OSError as error:
+            raise UsageError(f"--ready-fd {values['ready_fd']}: {error.strerror}") from error
+
+
+def _open_sink(format_: str, output: Path | None) -> Sink:
+    if output is None:
+        fd, owned = sys.stdout.fileno(), False
+    else:
+        try:
+            fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise UsageError(f"cannot write {output}: {error.strerror}") from error
+        owned = True
+    writer = LineWriter(fd, owned=owned)
+    return NdjsonSink(writer) if format_ == "ndjson" else TextSink(writer, terminal=os.isatty(fd))
+
+
+def _report_loss(lost: int, *, fail: bool) -> None:
+    if not lost:
+        return
+    message = f"{lost} events were lost"
+    help_ = "A larger --ring-mib, or a narrower filter, loses less; the loss events say where."
+    if fail:
+        raise EventsLostError(message, help=help_)
+    click.echo(f"tcptrace: {message}\n{help_}", err=True)
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()

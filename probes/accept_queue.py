@@ -1,0 +1,73 @@
+"""Transitions of connections that nobody has accepted yet, kept back for a moment.
+
+A quick client may send its FIN before the server's accept() returns. Whoever
+accepts the connection within that moment owns it, and its earlier transitions
+are told with that owner; else they are told as they stand: not accepted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from tcptrace.probes.enrich.owner import NOT_ACCEPTED
+from tcptrace.probes.states import Event
+
+PATIENCE_S = 0.1
+
+_OWNER = ("pid", "tid", "comm", "uid", "fd", "how", "start_ns")
+
+
+class AcceptQueue:
+    """A stage: events in, events out, some of them later."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, list[Event]] = {}
+        self._deadlines: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def pass_on(self, event: Event) -> Iterator[Event]:
+        """The event, after those kept back of the same socket; or nothing, if it is kept."""
+        socket = event["sk"]
+        if event["owner_unknown"] == NOT_ACCEPTED and event["event"] == "state":
+            if event["waited_long"]:
+                yield event
+                return
+            self._kept.setdefault(socket, []).append(event)
+            self._deadlines.setdefault(socket, time.monotonic() + PATIENCE_S)
+            return
+        kept = self._take(socket)
+        for earlier in kept:
+            yield _with_owner(earlier, event)
+        if not (kept and event["accepted"]):
+            yield event
+
+    def overdue(self) -> Iterator[Event]:
+        """Those whose moment has passed."""
+        now = time.monotonic()
+        for socket in [socket for socket, until in self._deadlines.items() if until <= now]:
+            yield from self._take(socket)
+
+    def rest(self) -> Iterator[Event]:
+        """All of them: the run ends."""
+        for socket in list(self._kept):
+            yield from self._take(socket)
+
+    def _take(self, socket: int) -> list[Event]:
+        self._deadlines.pop(socket, None)
+        return self._kept.pop(socket, [])
+
+
+def _with_owner(earlier: Event, event: Event) -> Event:
+    if event["pid"] is None:
+        return earlier
+    owner = {name: event[name] for name in _OWNER}
+    if earlier["reason"] == "handshake":
+        earlier["reason"] = "accept"
+        earlier["accept_wait_us"] = (event["accepted_ns"] or 0) and (
+            event["accepted_ns"] - earlier["ts_ns"]
+        ) // 1000
+    listener = {"listener_pid": None, "listener_comm": None}
+    return earlier | owner | listener | {"owner_unknown": None}

@@ -1,0 +1,119 @@
+"""A part of the start that runs in a forked child: in parallel, and its memory goes with it.
+
+The compiler (clang, LLVM: 120 MB) and pyroute2 (20 MB) are needed once, at the
+start. What the child hands over is plain data and file descriptors.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import struct
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from tcptrace.probes.engine import errors
+from tcptrace.probes.engine.errors import TcptraceError
+
+_LENGTH = struct.Struct("=QI")
+_MAX_FDS = 250  # SCM_MAX_FD of the kernel is 253
+
+
+class Channel:
+    """One end of the talk between parent and child."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+
+    def send(self, item: Any, fds: Sequence[int] = ()) -> None:
+        """Plain data, and descriptors that the other side gets copies of."""
+        raw = pickle.dumps(item)
+        head = _LENGTH.pack(len(raw), len(fds))
+        socket.send_fds(self._end, [head], list(fds)[:_MAX_FDS])
+        self._end.sendall(raw)
+
+    def receive(self) -> tuple[Any, list[int]]:
+        """Raises EOFError when the other side ended without a word."""
+        head, fds, _, _ = socket.recv_fds(self._end, _LENGTH.size, _MAX_FDS)
+        if len(head) < _LENGTH.size:
+            raise EOFError
+        length, _ = _LENGTH.unpack(head)
+        raw = bytearray()
+        while len(raw) < length:
+            piece = self._end.recv(length - len(raw))
+            if not piece:
+                raise EOFError
+            raw += piece
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        return pickle.loads(raw), fds  # noqa: S301 (from our own child)
+
+    def close(self) -> None:
+        self._end.close()
+
+
+class Forked:
+    """Runs ``body(channel)`` in a child. The child's TcptraceError is raised in the parent."""
+
+    def __init__(self, name: str, body: Callable[[Channel], None]) -> None:
+        self._name = name
+        here, there = socket.socketpair()
+        self._pid = os.fork()
+        if self._pid == 0:
+            here.close()
+            _run(body, Channel(there))
+        there.close()
+        self._channel = Channel(here)
+
+    def send(self, item: Any) -> None:
+        self._channel.send(item)
+
+    def receive(self) -> tuple[Any, list[int]]:
+        """The child's next message.
+
+        Raises:
+            TcptraceError: what the child met, or that it died.
+        """
+        try:
+            item, fds = self._channel.receive()
+        except (EOFError, OSError) as error:
+            raise TcptraceError(f"{self._name}: the helper process died") from error
+        if isinstance(item, _Failure):
+            raise item.error()
+        return item, fds
+
+    def close(self) -> None:
+        """End the child if it is still there, and reap it."""
+        self._channel.close()
+        try:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+
+class _Failure:
+    """An exception on its way from child to parent."""
+
+    def __init__(self, error: BaseException) -> None:
+        known = isinstance(error, TcptraceError)
+        self._kind = type(error).__name__ if known else "TcptraceError"
+        self._message = str(error) if known else f"unexpected: {error!r}"
+        self._help = error.help if isinstance(error, TcptraceError) else traceback.format_exc()
+
+    def error(self) -> TcptraceError:
+        kind: type[TcptraceError] = getattr(errors, self._kind)
+        return kind(self._message, help=self._help)
+
+
+def _run(body: Callable[[Channel], None], channel: Channel) -> NoReturn:
+    """In the child. Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        body(channel)
+    except BaseException as error:
+        channel.send(_Failure(error))
+    os._exit(0)
