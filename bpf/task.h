@@ -16,7 +16,7 @@ struct owner {
 };
 
 #define FD_CHUNK 32
-#define FD_CHUNKS 32 /* descriptors 0..1023 are searched, the default soft limit */
+#define FD_CHUNKS 16 /* descriptors 0..511 are searched; above, user space looks in /proc */
 
 struct fd_chunk {
 	u64 file[FD_CHUNK];

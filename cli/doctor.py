@@ -10,7 +10,7 @@ import orjson
 
 from tcptrace.cli.privileges import missing_capabilities
 from tcptrace.probes import preflight, selftest
-from tcptrace.probes.engine.errors import KernelRefusedError, PrivilegeError, TcptraceError
+from tcptrace.probes.engine.errors import PrivilegeError, TcptraceError
 from tcptrace.probes.preflight import Check
 
 _MARKS = {"ok": "ok  ", "degraded": "less", "missing": "NO  "}
@@ -19,7 +19,7 @@ _MARKS = {"ok": "ok  ", "degraded": "less", "missing": "NO  "}
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--no-self-test", is_flag=True, help="Only look, do not trace.")
-def command(as_json: bool, no_self_test: bool) -> None:
+def command(as_json: bool, no_self_test: bool) -> int:
     """Say what this kernel offers, what is missing, and the line that mends it.
 
     Ends with a live self-test in a network namespace of its own. Exit code 0:
@@ -34,20 +34,21 @@ def command(as_json: bool, no_self_test: bool) -> None:
         sys.stdout.write(orjson.dumps(report, option=orjson.OPT_INDENT_2).decode() + "\n")
     else:
         _print(found)
-    _exit(found, missing)
+    return next((check.exit_code for check in found if check.status == "missing"), 0)
 
 
 def _privileges(missing: list[str]) -> list[Check]:
     if not missing:
         return [Check("privileges", "ok", "root, or the capabilities that tracing needs")]
-    return [Check("privileges", "missing", ", ".join(missing), "sudo tcptrace doctor")]
+    cure, code = "sudo tcptrace doctor", PrivilegeError.exit_code
+    return [Check("privileges", "missing", ", ".join(missing), cure, code)]
 
 
 def _self_test() -> Check:
     try:
         outcome = selftest.run()
     except TcptraceError as error:
-        return Check("self-test", "missing", error.message, error.help)
+        return Check("self-test", "missing", error.message, error.help, error.exit_code)
     if outcome.passed:
         detail = (
             f"every transition of a connection, with its owner (ready after {outcome.ready_s} s)"
@@ -84,10 +85,3 @@ def _print(found: list[Check]) -> None:
     click.echo(
         "tcptrace states can run here." if not _failed(found) else "tcptrace cannot run here."
     )
-
-
-def _exit(found: list[Check], missing: list[str]) -> None:
-    if missing:
-        raise PrivilegeError("not everything could be looked at without root")
-    if _failed(found):
-        raise KernelRefusedError("see the lines marked NO")

@@ -29,7 +29,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(tcptrace.__version__, prog_name="tcptrace")
 def cli() -> None:
-    """Which process, and which of its code paths, brought a TCP socket into its state.
+    """Every TCP state transition, with the process that owns the socket.
 
     \b
     Exit codes: 0 done, 1 unexpected error, 2 wrong usage, 3 missing privilege,

@@ -24,7 +24,13 @@ from tcptrace.probes.tracer import Options, Tracer
 
 @click.command("states", context_settings={"ignore_unknown_options": False})
 @options.filters
-@click.option("--format", "format_", type=click.Choice(["text", "ndjson"]), default="text")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["text", "ndjson"]),
+    default="text",
+    help="Text for a person, ndjson for a pipeline.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file.")
 @click.option("--duration", type=click.FloatRange(min=0, min_open=True), help="Stop after seconds.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many transitions.")

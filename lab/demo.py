@@ -93,7 +93,7 @@ def _verdict(text: str, pid: int) -> int:
         f"{len(mine)} sockets went to CLOSE_WAIT: the client closed, {name} (pid {pid}) did not."
     )
     click.echo("\nOn a process of your own:")
-    click.echo(f"  sudo {sys.executable} -m tcptrace states -p PID")
+    click.echo("  sudo .venv/bin/tcptrace states -p PID")
     return 0
 
 

@@ -11,19 +11,20 @@ from pathlib import Path
 
 from tcptrace.probes import rungs
 from tcptrace.probes.engine import btf, offsets, tracefs
-from tcptrace.probes.engine.errors import TcptraceError
+from tcptrace.probes.engine.errors import KernelRefusedError, MissingPieceError, TcptraceError
 from tcptrace.probes.engine.loader import import_bcc
 from tcptrace.probes.enrich import procfs
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """``status``: ok, degraded (works with less) or missing (does not work)."""
+    """``status``: ok, degraded (works with less) or missing (does not work, ``exit_code``)."""
 
     name: str
     status: str
     detail: str
     cure: str = ""
+    exit_code: int = KernelRefusedError.exit_code
 
 
 def checks() -> list[Check]:
@@ -36,7 +37,7 @@ def _guarded(name: str, look: Callable[[], Check]) -> Check:
     try:
         return look()
     except TcptraceError as error:
-        return Check(name, "missing", error.message, error.help)
+        return Check(name, "missing", error.message, error.help, error.exit_code)
 
 
 def _rung(fact: rungs.Fact) -> Check:
@@ -62,7 +63,8 @@ def _packages() -> Check:
         name for name in ("click", "orjson", "pyroute2") if not importlib.util.find_spec(name)
     ]
     if missing:
-        return Check("packages", "missing", ", ".join(missing), f"pip install {' '.join(missing)}")
+        cure = f"pip install {' '.join(missing)}"
+        return Check("packages", "missing", ", ".join(missing), cure, MissingPieceError.exit_code)
     return Check("packages", "ok", "click, orjson, pyroute2")
 
 
@@ -84,6 +86,7 @@ def _pid_namespace() -> Check:
         "missing",
         "a container's own: its pids are not the kernel's",
         "docker run --pid=host --privileged ...",
+        MissingPieceError.exit_code,
     )
 
 
@@ -91,7 +94,7 @@ def _lockdown() -> Check:
     try:
         text = Path("/sys/kernel/security/lockdown").read_text().strip()
     except OSError:
-        return Check("lockdown", "ok", "not reported by this kernel")
+        return Check("lockdown", "ok", "not known: securityfs is not mounted")
     mode = text.partition("[")[2].partition("]")[0]
     if mode != "confidentiality":
         return Check("lockdown", "ok", mode)

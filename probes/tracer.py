@@ -89,6 +89,7 @@ class Tracer:
         self._owners = OwnerSearch(self._adopt)
         self._losses = Losses(self._programs)
         self._accept_queue = AcceptQueue()
+        self._unwanted: set[int] = set()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -204,8 +205,11 @@ class Tracer:
             holder = _chosen_holder(found, wanted)
             if not holder or not found.row.inode:
                 continue
-            if self._adopt(holder, found.row.inode) == Adopt.DONE_LISTENER:
+            outcome = self._adopt(holder, found.row.inode)
+            if outcome == Adopt.DONE_LISTENER:
                 self._adopt_queue(holder.pid)
+            elif outcome == Adopt.NOT_WANTED:
+                self._unwanted.add(found.row.inode)
 
     def _adopt_queue(self, listener_pid: int) -> None:
         for _ in range(_MAX_CHILDREN):  # 64 children at a time
@@ -252,9 +256,9 @@ class Tracer:
         shown = [
             existing_event(found, first.get(found.row.flow))
             for found in taken.found
-            if self.options.existing and self._shows(found, pids)
+            if self.options.existing and self._shows(found)
         ]
-        known = {found.row.flow for found in taken.found if self._concerns(found, pids)}
+        known = {found.row.flow for found in taken.found}
         live = [event for event in events if self._in_hand(event, known, pids)]
         told = [
             passed for event in live for passed in self._accept_queue.pass_on(self._settled(event))
@@ -264,17 +268,19 @@ class Tracer:
     def _event_parts(self, row: Row) -> list[Event]:
         return list(self._interpreter.interpret(row))
 
-    def _concerns(self, found: Found, pids: set[int]) -> bool:
-        holders = found.holders or found.listener_holders
-        return not self.filters.by_pid or any(holder.pid in pids for holder in holders)
-
-    def _shows(self, found: Found, pids: set[int]) -> bool:
+    def _shows(self, found: Found) -> bool:
         row = found.row
         return (
-            self._concerns(found, pids)
+            self._passed_kernel_filters(found)
             and self.filters.wants_state(row.state)
             and self.filters.wants_row(row.sport, row.dport, row.saddr, row.daddr, row.netns)
         )
+
+    def _passed_kernel_filters(self, found: Found) -> bool:
+        """The cgroup is only known to the kernel half, which answers when a socket is adopted."""
+        if not self.filters.cgroups:
+            return True
+        return bool(found.row.inode) and found.row.inode not in self._unwanted
 
     def _in_hand(self, event: Event, known: set[Any], pids: set[int]) -> bool:
         """Whether a transition of the window concerns a traced process."""

@@ -74,9 +74,14 @@ def end_line(event: dict[str, Any]) -> str:
     lost = f", {event['lost']} LOST" if event["lost"] else ", none lost"
     unknown = f", {event['owner_unknown']} with unknown owner" if event["owner_unknown"] else ""
     return (
-        f"-- {event['why']}: {event['states']} transitions, {event['existing']} existing sockets"
+        f"-- {event['why']}: {_many(event['states'], 'transition')}, "
+        f"{_many(event['existing'], 'existing socket')}"
         f"{unknown}{lost}, {event['ran_s']:.1f} s"
     )
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def safe(text: str) -> str:

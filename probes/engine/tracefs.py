@@ -27,10 +27,10 @@ def ensure_mounted() -> None:
 
 
 def _mount(kind: str, where: Path, witness: Path) -> None:
-    if witness.is_dir():
+    if _is_there(witness):
         return
     libc = ct.CDLL(None, use_errno=True)
-    if libc.mount(b"none", bytes(where), kind.encode(), 0, None) == 0 and witness.is_dir():
+    if libc.mount(b"none", bytes(where), kind.encode(), 0, None) == 0 and _is_there(witness):
         return
     reason = os.strerror(ct.get_errno()) if ct.get_errno() else "it has no events/ below it"
     raise MissingPieceError(
@@ -43,7 +43,15 @@ def _mount(kind: str, where: Path, witness: Path) -> None:
 def exists(tracepoint: str) -> bool:
     """Whether this kernel has ``category:name``."""
     category, name = tracepoint.split(":")
-    return (TRACEFS / "events" / category / name / "format").is_file()
+    return _is_there(TRACEFS / "events" / category / name / "format")
+
+
+def _is_there(path: Path) -> bool:
+    """False also where this user may not look."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return False
 
 
 @functools.lru_cache(maxsize=64)

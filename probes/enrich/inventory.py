@@ -7,8 +7,9 @@ joined by inode. A row that no descriptor leads to is an orphan, a remainder
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tcptrace.probes.engine.constants import TcpState
 from tcptrace.probes.engine.forked import Channel
@@ -20,14 +21,17 @@ _WAITS_FOR_ACCEPT = {TcpState.ESTABLISHED, TcpState.CLOSE_WAIT, TcpState.SYN_REC
 _ANY = {"0.0.0.0", "::"}  # noqa: S104 (compared with, not bound to)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """One socket of the inventory; ``listener`` if it waits in that socket's accept queue."""
 
     row: SocketRow
-    holders: tuple[Holder, ...]
+    holders: tuple[Holder, ...] = ()
     listener: SocketRow | None = None
     listener_holders: tuple[Holder, ...] = ()
+
+    def concerns(self, pids: Collection[int]) -> bool:
+        """Whether one of these processes holds it, or its listener."""
+        return any(holder.pid in pids for holder in self.holders or self.listener_holders)
 
     @property
     def unaccepted(self) -> bool:
@@ -51,17 +55,18 @@ def scout(channel: Channel) -> None:
     channel.receive()
 
 
-def take(pids: Iterable[int] | None) -> Inventory:
-    """Look at the namespaces of the given processes (default: of all)."""
+def take(pids: Collection[int] | None) -> Inventory:
+    """The sockets of the given processes, or all sockets of all namespaces."""
     holders = procfs.holders()
     inventory = Inventory()
     for inum, path in procfs.network_namespaces(pids or procfs.pids()).items():
         try:
-            rows = sockdiag.dump(inum, path)
+            rows = sockdiag.dump(inum, path, remainders=not pids)
         except OSError as error:
             inventory.unreadable.append(f"network namespace {inum}: {error}")
             continue
-        inventory.found += join(rows, holders)
+        found = join(rows, holders)
+        inventory.found += [one for one in found if not pids or one.concerns(pids)]
     return inventory
 
 

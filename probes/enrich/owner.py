@@ -16,9 +16,6 @@ from tcptrace.probes.engine.constants import Fact
 from tcptrace.probes.enrich import procfs
 from tcptrace.probes.enrich.procfs import Holder
 
-_SCAN_IS_FRESH_S = 0.05
-"""Events of one batch share a look through /proc; a new batch looks anew."""
-
 NOT_ACCEPTED = "not accepted yet: it waits in the accept queue"
 ORPHAN = "orphan: closed by its process before tcptrace could see whose it was"
 KERNEL_SOCKET = "a socket of the kernel itself: no process has a descriptor of it"
@@ -41,17 +38,17 @@ def unknown_because(facts: int) -> str | None:
 
 
 class OwnerSearch:
-    """Finds holders by inode, with at most one look through /proc per batch."""
+    """Finds holders by inode. A look through /proc serves all events that are older than it."""
 
     def __init__(self, adopt: Adopter) -> None:
         self._adopt = adopt
         self._holders: dict[int, list[Holder]] = {}
-        self._looked_at = 0.0
+        self._looked_at_ns = 0
 
     def settle(self, event: dict[str, Any]) -> dict[str, Any]:
         """Fill in the owner of a held socket from /proc; leaves it unknown, with the reason."""
         inode, (recorded, recorded_how) = event["inode"], event["recorded"]
-        holder = self._find(inode, recorded)
+        holder = self._find(inode, recorded, event["ts_ns"])
         info = procfs.process(holder.pid) if holder else None
         if holder is None or info is None:
             return event | NOBODY | {"owner_unknown": NOBODY_FOUND}
@@ -68,26 +65,19 @@ class OwnerSearch:
             "owner_unknown": None,
         }
 
-    def holders(self, inode: int) -> list[Holder]:
-        """Everybody who holds it, from the latest look."""
-        return self._holders.get(inode, [])
-
-    def _find(self, inode: int, recorded: int) -> Holder | None:
+    def _find(self, inode: int, recorded: int, ts_ns: int) -> Holder | None:
         if recorded:
             for fd, found in procfs.sockets_of(recorded):
                 if found == inode:
                     return Holder(recorded, fd)
-        self.look()
+        if self._looked_at_ns <= ts_ns:
+            self._look()
         found_holders = self._holders.get(inode)
         return found_holders[0] if found_holders else None
 
-    def look(self) -> None:
-        """Search /proc, unless that has just been done."""
-        now = time.monotonic()
-        if now - self._looked_at < _SCAN_IS_FRESH_S:
-            return
+    def _look(self) -> None:
+        self._looked_at_ns = time.monotonic_ns()
         self._holders = procfs.holders()
-        self._looked_at = time.monotonic()
 
 
 NOBODY: dict[str, Any] = dict.fromkeys(("pid", "tid", "comm", "uid", "fd", "how"), None) | {

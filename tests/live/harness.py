@@ -177,6 +177,7 @@ class Puppet:
         child = object.__new__(Puppet)
         child.process, child.pid = None, number
         child._start(to.open("wb", 0), back.open("rb", 0), self.family)
+        assert child.receive() == [0]
         self.family.append(child)
         for path in (to, back, folder):
             path.unlink() if path != folder else path.rmdir()
@@ -239,7 +240,7 @@ class Tcptrace:
         ready, ready_end = os.pipe()
         words = [TCPTRACE, "states", "--format", format, "--ready-fd", ready_end, *options]
         words += ["--", *command] if command else []
-        self.events, self.lines = [], []
+        self.events, self.lines, self._of = [], [], {}
         self._json = format == "ndjson"
         self._news = threading.Condition()
         self.process = subprocess.Popen(
@@ -282,47 +283,44 @@ class Tcptrace:
             with self._news:
                 self.lines.append(line)
                 self.events.append(event)
+                if event and "cookie" in event:
+                    self._of.setdefault(event["cookie"], []).append(event)
                 self._news.notify_all()
         with self._news:
             self._news.notify_all()
 
     def wait_for(self, predicate, what="the awaited event"):
-        """Its first true value over the events so far."""
-        deadline = time.monotonic() + PATIENCE_S
-        with self._news:
-            while True:
-                found = predicate(self.events)
-                if found:
-                    return found
-                left = deadline - time.monotonic()
-                if left <= 0 or not (self._news.wait(left) and self._reader.is_alive()):
-                    found = predicate(self.events)
-                    assert found, f"{what} did not come"
-                    return found
+        """Its first true value over the list of the events so far."""
+        return self._wait(lambda: predicate(self.events), what)
 
     def of(self, cookie):
-        """Transitions and findings of one socket, so far."""
+        """The events of one socket so far."""
         with self._news:
-            return [event for event in self.events if event.get("cookie") == cookie]
+            return list(self._of.get(cookie, ()))
 
     def story(self, cookie, until="CLOSE"):
-        """The socket's events up to (and with) the given new state."""
+        """The socket's events, once the newest leads to the given state."""
 
-        def arrived(events):
-            mine = [event for event in events if event.get("cookie") == cookie]
-            return mine if mine and mine[-1]["new_state"] == until else None
+        def arrived():
+            mine = self._of.get(cookie)
+            return list(mine) if mine and mine[-1]["new_state"] == until else None
 
-        try:
-            return self.wait_for(arrived)
-        except AssertionError:
-            raise AssertionError(f"{cookie}: no {until}, only {steps(self.of(cookie))}") from None
+        return self._wait(arrived, lambda: f"{until} of {cookie}: only {steps(self.of(cookie))}")
 
-    def signal(self, number):
-        self.process.send_signal(number)
+    def _wait(self, probe, what):
+        deadline = time.monotonic() + PATIENCE_S
+        with self._news:
+            while not (found := probe()):
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._reader.is_alive():
+                    break
+                self._news.wait(min(left, 1.0))
+        assert found, f"did not come: {what() if callable(what) else what}"
+        return found
 
     def stop(self, number=signal.SIGINT):
         """End it in the ordinary way; all its events."""
-        self.signal(number)
+        self.send(number)
         return self.finish()
 
     def finish(self):
@@ -361,7 +359,7 @@ def broken_chains(events):
     broken = []
     for cookie, chain in chains(events).items():
         for before, after in itertools.pairwise(chain):
-            if after["event"] != "state" or after["old_state"] != before["new_state"]:
+            if after.get("old_state", after["new_state"]) != before["new_state"]:
                 broken.append((cookie, steps(chain)))
                 break
     return broken
@@ -374,7 +372,7 @@ def _validator():
     return {name: jsonschema.Draft202012Validator(one) for name, one in by_event.items()}
 
 
-def check_stream(events, exit_code=0, lost=0):
+def check_stream(events, lost=0):
     """Everything that holds for any complete stream."""
     assert events[0]["event"] == "start"
     assert events[-1]["event"] == "end"
