@@ -124,6 +124,20 @@ static __always_inline void note_file(volatile u32 *facts, u64 socket, u64 file)
 		*facts |= FACT_FILE_CLOSING;
 }
 
+/* No room for one more TIME_WAIT (net.ipv4.tcp_max_tw_buckets): CLOSE was the end then. */
+static __always_inline void note_time_wait(volatile u32 *facts, u64 net)
+{
+#ifdef O_inet_timewait_death_row__tw_refcount
+	u64 row = net + O_net__ipv4__tcp_death_row;
+	u32 count = 0, limit = 0;
+
+	READ(count, row, O_inet_timewait_death_row__tw_refcount); /* starts at 1 */
+	READ(limit, row, O_inet_timewait_death_row__sysctl_max_tw_buckets);
+	if (count > limit)
+		*facts |= FACT_TIME_WAIT_FULL;
+#endif
+}
+
 /* How long an orphan stays in FIN_WAIT2: tcp_fin_time() of include/net/tcp.h. */
 static __always_inline u32 fin_wait2_jiffies(u64 sk, u64 net)
 {
@@ -189,12 +203,15 @@ static __always_inline void fill_transition(struct state_record *r, u64 sk, stru
 	r->inode = inode_of(file);
 	r->since_ns = r->syn_recv_ns = r->established_ns = r->accepted_ns = 0;
 	r->held_cpu_pid = r->listener_pid = r->listener_start_ns = 0;
-	r->fin_wait2_jiffies =
-	    new_state == TCP_CLOSE ? fin_wait2_jiffies(sk, HEAD(h, u64, skc_net)) : 0;
+	r->fin_wait2_jiffies = 0;
 	r->facts = 0;
 	note_lock(&r->facts, sk);
 	note_flags(&r->facts, sk, h);
 	note_file(&r->facts, socket, file);
 	if (inventory_is_running())
 		r->facts |= FACT_IN_WINDOW;
+	if (new_state == TCP_CLOSE) {
+		r->fin_wait2_jiffies = fin_wait2_jiffies(sk, HEAD(h, u64, skc_net));
+		note_time_wait(&r->facts, HEAD(h, u64, skc_net));
+	}
 }

@@ -66,6 +66,7 @@ class Fact(enum.IntFlag):
     FILE_CLOSING = 256
     CURRENT_EXITING = 512
     IN_WINDOW = 1024
+    TIME_WAIT_FULL = 2048
 
 
 class Count(enum.IntEnum):

@@ -87,6 +87,9 @@ _KERNEL_STACK_BYTES = 16384  # THREAD_SIZE of x86-64 and of arm64 with 4 KiB pag
 _TASK_PT_REGS = "BPF_FUNC_task_pt_regs"  # 5.15, commit dd6e10fbd9fb
 
 
+_EMBEDDED_DEATH_ROW = 64  # bytes; from 5.19 to 6.0 the field was a pointer
+
+
 def constants(btf: Btf) -> dict[str, int]:
     """All offsets and widths.
 
@@ -106,7 +109,7 @@ def constants(btf: Btf) -> dict[str, int]:
         if field is not None:
             name = path.replace(".", "__")
             found[f"O_{name}"], found[f"Z_{name}"] = field.offset, field.size
-    return found | _flags(btf) | _registers(btf)
+    return found | _flags(btf) | _registers(btf) | _time_wait(btf)
 
 
 def _flags(btf: Btf) -> dict[str, int]:
@@ -128,3 +131,17 @@ def _registers(btf: Btf) -> dict[str, int]:
     if _TASK_PT_REGS in btf.enum("bpf_func_id"):
         found["HAVE_TASK_PT_REGS"] = 1
     return found
+
+
+def _time_wait(btf: Btf) -> dict[str, int]:
+    """The count of TIME_WAIT sockets, where it lies within the namespace itself (since 6.1)."""
+    row = btf.field("net.ipv4.tcp_death_row")
+    count = btf.field("inet_timewait_death_row.tw_refcount")
+    limit = btf.field("inet_timewait_death_row.sysctl_max_tw_buckets")
+    if not (row and count and limit) or row.size < _EMBEDDED_DEATH_ROW:
+        return {}
+    return {
+        "O_net__ipv4__tcp_death_row": row.offset,
+        "O_inet_timewait_death_row__tw_refcount": count.offset,
+        "O_inet_timewait_death_row__sysctl_max_tw_buckets": limit.offset,
+    }

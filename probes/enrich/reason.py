@@ -131,7 +131,9 @@ def _closed(old: int, facts: int, error: int, outlived: bool) -> Cause:
 
 def _active_close_ended(old: int, facts: int, outlived: bool) -> Cause:
     if facts & Fact.FIN_RECEIVED:
-        return Cause("ack_received" if old == _S.CLOSING else "fin_received", "time_wait")
+        full = facts & Fact.TIME_WAIT_FULL
+        reason = "ack_received" if old == _S.CLOSING else "fin_received"
+        return Cause(reason, "gone" if full else "time_wait")
     if not facts & (Fact.ORPHAN | Fact.FILE_CLOSING):
         return Cause("disconnect", "gone")
     if outlived:

@@ -22,6 +22,8 @@ _ALL_STATES = 0xFFFFFFFF
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _MESSAGE = struct.Struct("=4BHH16s16sIQ5I")
 
+_TAKEN = {"header": {"type": 20, "flags": 2, "error": None, "sequence_number": 0}}
+
 Result = TypeVar("Result")
 
 
@@ -79,7 +81,7 @@ def _request(family: int, states: int, take: Callable[[bytes, int], None]) -> No
     def parse(data: bytes, offset: int, _length: int) -> Any:
         if _HEADER.unpack_from(data, offset)[1] == sock_diag.SOCK_DIAG_BY_FAMILY:
             take(data, offset + _HEADER.size)
-            return None
+            return _TAKEN  # None would make pyroute2 0.9 stop at the end of the first datagram
         message = nlmsg(data, offset=offset)  # the end of the answer, or an error
         message.decode()
         return message

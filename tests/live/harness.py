@@ -318,6 +318,9 @@ class Tcptrace:
         assert found, f"did not come: {what() if callable(what) else what}"
         return found
 
+    def send(self, number):
+        self.process.send_signal(number)
+
     def stop(self, number=signal.SIGINT):
         """End it in the ordinary way; all its events."""
         self.send(number)
@@ -385,5 +388,6 @@ def check_stream(events, lost=0):
     assert end["events"] == len(events)
     assert end["states"] == kinds.count("state")
     assert end["existing"] == kinds.count("existing")
-    assert end["lost"] == lost
-    assert sum(event["lost"] for event in events if event["event"] == "loss") == lost
+    losses = [event for event in events if event["event"] == "loss"]
+    assert end["lost"] == lost, losses
+    assert sum(event["lost"] for event in losses) == lost

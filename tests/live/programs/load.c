@@ -2,7 +2,8 @@
  * Many short connections, counted.
  *   load server ADDRESS          prints its port; takes connections until stdin
  *                                ends, closing each after the peer's FIN; prints how many
- *   load client ADDRESS PORT N   makes N, one after the other; prints how many
+ *   load client ADDRESS PORT N   makes N, one after the other (0: until a line
+ *                                comes on stdin); prints how many
  * Both wait for a line on stdin before they start to work.
  */
 #define _GNU_SOURCE
@@ -80,13 +81,20 @@ static long serve(int listener)
 	return served;
 }
 
+static int told_to_stop(void)
+{
+	struct pollfd one = {.fd = 0, .events = POLLIN};
+
+	return poll(&one, 1, 0) == 1;
+}
+
 static long visit(const char *address_text, int port, long wanted)
 {
 	struct sockaddr_storage address;
 	socklen_t length = address_of(address_text, port, &address);
 	long made = 0;
 
-	for (; made < wanted; made++) {
+	for (; wanted ? made < wanted : !told_to_stop(); made++) {
 		int fd = socket(address.ss_family, SOCK_STREAM, 0);
 
 		check(connect(fd, (void *)&address, length), "connect");
