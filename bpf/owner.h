@@ -48,6 +48,17 @@ static __always_inline bool held_by_child(struct owner *who, u64 file)
 	return false;
 }
 
+static __always_inline bool is_tracer(void)
+{
+	int which = SETTING_SELF;
+	u64 *self = settings.lookup(&which), parent = 0;
+	u32 parent_pid = 0;
+
+	READ(parent, current_leader(), O_task_struct__real_parent);
+	READ(parent_pid, parent, O_task_struct__tgid);
+	return self && (*self == current_tgid() || *self == parent_pid);
+}
+
 /*
  * The closer of the last reference. Only for a transition that close() itself
  * makes; a kernel worker that drops the last reference owns nothing.
@@ -60,10 +71,8 @@ static __always_inline bool is_last_closer(struct owner *who)
 		return true;
 	if (current_flags() & PF_KTHREAD)
 		return false;
-#ifdef FILTER_SELF
-	if (pid == FILTER_SELF) /* our own look through /proc held it a moment longer */
+	if (is_tracer()) /* our own look through /proc held it a moment longer */
 		return false;
-#endif
 	identify_current(who, HOW_CLOSE);
 	return true;
 }

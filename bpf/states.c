@@ -83,34 +83,39 @@ static __always_inline struct tracked *note_listener(struct tracked *entry, u64 
 	return entry;
 }
 
-int on_state_change(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline void state_changes(u64 sk, u32 old_state, u32 new_state)
 {
-	u64 sk = ctx->args[0];
-	u32 old_state = ctx->args[1], new_state = ctx->args[2];
 	struct child *child = NULL;
 	struct tracked *entry;
 	struct head h;
 
 	if (!head_read(&h, sk))
-		return 0;
+		return;
 	if (old_state == TCP_LISTEN && new_state == TCP_SYN_RECV) {
-		child_is_born(
-		    sk, &h); /* its addresses are not set yet: filtered from the next step on */
-		return 0;
+		child_is_born(sk, &h); /* its addresses are not set yet: filtered from here on */
+		return;
 	}
 	if (!socket_is_wanted(sk, &h))
-		return 0;
+		return;
 	entry = find_tracked(sk, HEAD(&h, u64, skc_cookie));
 	entry = note_listener(entry, sk, &h, old_state, new_state);
 	if (!entry) {
 		child = children.lookup(&sk);
 		if (child && new_state == TCP_ESTABLISHED) {
 			child_is_established(child, sk, &h);
-			return 0;
+			return;
 		}
 		if (!stranger_is_wanted(child, sk))
-			return 0;
+			return;
 	}
 	tell(entry, child, sk, &h, old_state, new_state);
+}
+
+int on_state_change(struct bpf_raw_tracepoint_args *ctx)
+{
+	if (!enter())
+		return 0;
+	state_changes(ctx->args[0], ctx->args[1], ctx->args[2]);
+	leave();
 	return 0;
 }

@@ -69,7 +69,8 @@ def _packages() -> Check:
 
 
 def _types() -> Check:
-    offsets.constants(btf.kernel())
+    with btf.kernel() as types:
+        offsets.constants(types)
     return Check("types", "ok", f"{btf.VMLINUX} has every field that the probes read")
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tcptrace.probes.engine import tracefs
+from tcptrace.probes.engine.compiled import Hook
 from tcptrace.probes.engine.errors import KernelRefusedError
-from tcptrace.probes.engine.loader import Hook
 
 CGROUP2_MOUNTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
 

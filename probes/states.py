@@ -11,6 +11,7 @@ from tcptrace.probes.engine.ring import Row
 from tcptrace.probes.enrich import owner, reason
 
 SOURCES = ("states.c", "births.c", "processes.c", "cookies.c")
+TWICE = ("on_state_change",)
 ON_DEMAND = ("adopt", "adopt_children", "tell_child")
 
 Event = dict[str, Any]

@@ -17,11 +17,11 @@ from typing import Any
 
 from tcptrace.probes import rungs, states
 from tcptrace.probes.accept_queue import AcceptQueue
-from tcptrace.probes.engine import bpfcall, constants, tracefs
+from tcptrace.probes.engine import bpfcall, btf, constants, offsets, tracefs
+from tcptrace.probes.engine.compiled import Plan
 from tcptrace.probes.engine.constants import Adopt, Fact, Setting
 from tcptrace.probes.engine.errors import KernelRefusedError
 from tcptrace.probes.engine.forked import Forked
-from tcptrace.probes.engine.loader import Plan
 from tcptrace.probes.engine.losses import Losses
 from tcptrace.probes.engine.programs import Programs
 from tcptrace.probes.engine.ring import Ring, Row
@@ -35,18 +35,6 @@ from tcptrace.probes.filters import Filters
 from tcptrace.probes.states import Event, Interpreter
 
 _MAX_CHILDREN = 16384
-_MAPS = (
-    "events",
-    "counts",
-    "settings",
-    "children",
-    "traced_pids",
-    "wanted_ports",
-    "wanted_netns",
-    "wanted_cgroups",
-    "wanted_prefixes",
-    "wanted_comms",
-)
 _CHILD_WAITS_NS = 100_000_000
 """A child that nobody accepted for so long is told as it stands."""
 _CHILD_BYTES, _ESTABLISHED_NS = 56, struct.Struct("=Q")
@@ -76,12 +64,11 @@ class Tracer:
         self.standing = rungs.climb(
             rungs.needed(by_pid=self.filters.by_pid, follow=self.filters.follow)
         )
-        self._programs = Programs(self._plan())
         self._scout = Forked("the inventory", inventory.scout)
         try:
-            self._programs.load()
+            self._programs = Programs(self._plan())
         except BaseException:
-            self._close()
+            self._scout.close()
             raise
         ring = self._programs.map("events")
         self._ring = Ring(ring.fd, ring.max_entries, self._programs.layout("state_record"))
@@ -94,9 +81,6 @@ class Tracer:
 
     def __exit__(self, *_: object) -> None:
         self._ring.close()
-        self._close()
-
-    def _close(self) -> None:
         self._scout.close()
         self._programs.close()
 
@@ -114,7 +98,8 @@ class Tracer:
         for name, key, value in self.filters.map_contents():
             self._programs.put(name, key, value)
         self._trace_pids(self.filters.pids)
-        self._set_window(1)
+        self._set(Setting.SELF, os.getpid())
+        self._set(Setting.WINDOW, 1)
         self._programs.attach()
         pids = self._family()
         self._trace_pids(pids)
@@ -122,7 +107,7 @@ class Tracer:
         taken, _ = self._scout.receive()
         self.notes += taken.unreadable
         self._adopt_all(taken)
-        self._set_window(0)
+        self._set(Setting.WINDOW, 0)
         return self._hand_over(taken, pids)
 
     def detach(self) -> None:
@@ -170,25 +155,25 @@ class Tracer:
         return self._losses.news()
 
     def _plan(self) -> Plan:
-        definitions = self.standing.definitions | self.filters.definitions()
+        with btf.kernel() as types:
+            definitions = constants.definitions() | offsets.constants(types)
+        definitions |= self.standing.definitions | self.filters.definitions()
         definitions |= {
             "MAX_SOCKETS": self.options.max_sockets,
             "MAX_CHILDREN": _MAX_CHILDREN,
             "RING_PAGES": self.options.ring_mib * 256,
-            "FILTER_SELF": os.getpid(),
         }
         return Plan(
             sources=states.SOURCES,
             hooks=self.standing.hooks,
             on_demand=states.ON_DEMAND,
-            maps=_MAPS,
+            twice=states.TWICE,
             layouts=("state_record",),
             definitions=definitions,
         )
 
-    def _set_window(self, value: int) -> None:
-        key = struct.pack("=I", Setting.WINDOW)
-        self._programs.put("settings", key, struct.pack("=Q", value))
+    def _set(self, setting: Setting, value: int) -> None:
+        self._programs.put("settings", struct.pack("=I", setting), struct.pack("=Q", value))
 
     def _trace_pids(self, pids: Any) -> None:
         for pid in pids if self.filters.by_pid else ():

@@ -6,8 +6,8 @@ module walks the types. Format: Documentation/bpf/btf.rst of the kernel.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes as ct
-import functools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +41,10 @@ class Btf:
                 help="tcptrace reads struct offsets from there; the kernel must be built with\n"
                 "CONFIG_DEBUG_INFO_BTF=y (Debian since 11, Ubuntu since 20.10, RHEL since 8.2).",
             )
+
+    def close(self) -> None:
+        self._lib.btf__free(self._btf)
+        self._btf = None
 
     def field(self, path: str) -> Field | None:
         """Find ``struct.member[.member...]``; None if this kernel has no such member."""
@@ -127,6 +131,7 @@ def _declared(lib: ct.CDLL) -> ct.CDLL:
     if not hasattr(lib, "btf__load_vmlinux_btf"):  # libbpf before 0.5 (Debian 11)
         setattr(lib, "btf__load_vmlinux_btf", lib.libbpf_find_kernel_btf)  # noqa: B010
     lib.btf__load_vmlinux_btf.restype = ct.c_void_p
+    lib.btf__free.argtypes = [ct.c_void_p]
     lib.btf__find_by_name_kind.argtypes = [ct.c_void_p, ct.c_char_p, ct.c_uint32]
     lib.btf__type_by_id.argtypes = [ct.c_void_p, ct.c_uint32]
     lib.btf__type_by_id.restype = ct.c_void_p
@@ -137,7 +142,11 @@ def _declared(lib: ct.CDLL) -> ct.CDLL:
     return lib
 
 
-@functools.lru_cache(maxsize=1)
-def kernel() -> Btf:
-    """The running kernel's types (about 10 ms the first time)."""
-    return Btf()
+@contextlib.contextmanager
+def kernel() -> Iterator[Btf]:
+    """The running kernel's types (about 10 ms, and 7 MB until it is left)."""
+    types = Btf()
+    try:
+        yield types
+    finally:
+        types.close()

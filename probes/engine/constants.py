@@ -75,6 +75,8 @@ class Count(enum.IntEnum):
     RING_FULL = 0
     TABLE_FULL = 1
     LISTENERS_FULL = 2
+    SECOND_COPY = 3
+    """Not a loss: events that the first copy of a program missed and the second one took."""
 
 
 class Adopt(enum.IntEnum):
@@ -97,6 +99,8 @@ class Setting(enum.IntEnum):
     """1 from attach until the inventory is in the table."""
     QUEUE = 1
     """Where the adoption of an accept queue goes on."""
+    SELF = 2
+    """The tracer's pid."""
 
 
 def definitions() -> dict[str, int]:

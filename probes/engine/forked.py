@@ -6,6 +6,7 @@ start. What the child hands over is plain data and file descriptors.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -86,13 +87,14 @@ class Forked:
         return item, fds
 
     def close(self) -> None:
-        """End the child if it is still there, and reap it."""
+        """End the child if it is still there, and reap it; safe to call twice."""
         self._channel.close()
-        try:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
+        if not self._pid:
+            return
+        pid, self._pid = self._pid, 0  # once reaped, the number may be anybody's
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 class _Failure:
@@ -110,10 +112,12 @@ class _Failure:
 
 
 def _run(body: Callable[[Channel], None], channel: Channel) -> NoReturn:
-    """In the child. Ctrl-C is the parent's to handle."""
+    """In the child, which must never get back into the parent's code. Ctrl-C is the parent's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         body(channel)
     except BaseException as error:
-        channel.send(_Failure(error))
-    os._exit(0)
+        with contextlib.suppress(BaseException):  # the parent has gone
+            channel.send(_Failure(error))
+    finally:
+        os._exit(0)

@@ -1,23 +1,23 @@
-"""Compile, load and attach the C half. The only file that imports bcc.
+"""Compile the C half. The only file that imports bcc.
 
-Runs in a child process (see forked.py): the parent never maps the compiler.
-BCC rewrites map calls only in the text it is given, not in #included files, so
-the sources are joined into one text with #line directives: errors name the
-file and line that a developer can open.
+Runs in a child process (see forked.py), as the compiler takes 120 MB that the
+tracer does not need afterwards. BCC rewrites map calls only in the text it is
+given, not in #included files, so the sources are joined into one text with
+#line directives: errors name the file and line that a developer can open.
 """
 
 from __future__ import annotations
 
+import ctypes as ct
 import importlib.resources
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from tcptrace.probes.engine import bpfcall, btf, constants, offsets
+from tcptrace.probes.engine.compiled import Compiled, Instructions, MapShape, Plan
 from tcptrace.probes.engine.errors import KernelRefusedError, MissingPieceError
 from tcptrace.probes.engine.forked import Channel
 from tcptrace.probes.engine.layout import Layout
@@ -31,53 +31,15 @@ SHARED = (
     "listeners.h",
     "record.h",
     "children.h",
+    "nesting.h",
 )
 
 _DISTRIBUTION_PACKAGES = Path("/usr/lib/python3/dist-packages")
-_CGROUP_SOCK = 9  # BPF_PROG_TYPE_CGROUP_SOCK, which BCC's Python does not name
 
 
-@dataclass(frozen=True, slots=True)
-class Hook:
-    """One C function and where it is attached.
-
-    ``how`` is ``raw`` (raw tracepoint), ``tracepoint``, ``cgroup_sock`` or
-    ``sock_ops``; ``target`` the tracepoint, or the cgroup's folder.
-    """
-
-    function: str
-    how: str
-    target: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to compile and attach."""
-
-    sources: tuple[str, ...]
-    hooks: tuple[Hook, ...]
-    on_demand: tuple[str, ...] = ()
-    maps: tuple[str, ...] = ()
-    layouts: tuple[str, ...] = ()
-    definitions: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What the child reports; the descriptors travel beside it, maps first."""
-
-    maps: list[tuple[str, int]]
-    programs: list[str]
-    layouts: dict[str, Layout]
-
-
-def compile_and_attach(plan: Plan, channel: Channel) -> None:
-    """The child's whole life."""
-    compiled = _Compiled(plan)
-    compiled.report(channel)
-    channel.receive()  # the parent has filled the maps
-    channel.send("attached", compiled.attach())
-    channel.receive()  # the parent has the descriptors, and ends us
+def compile_in_child(plan: Plan, channel: Channel) -> None:
+    """The compiler child's whole life: compile, hand the result over, end."""
+    channel.send(_Compiled(plan).result())
 
 
 class _Compiled:
@@ -85,35 +47,20 @@ class _Compiled:
         self._plan = plan
         self._bcc = import_bcc()
         self._bpf = self._compile()
-        self._programs = {name: self._load(name, "raw") for name in plan.on_demand}
-        for hook in plan.hooks:
-            self._programs[hook.function] = self._load(hook.function, hook.how)
 
-    def report(self, channel: Channel) -> None:
-        maps = [self._bpf[name] for name in self._plan.maps]
-        loaded = Loaded(
-            maps=[
-                (name, table.max_entries) for name, table in zip(self._plan.maps, maps, strict=True)
-            ],
-            programs=list(self._programs),
+    def result(self) -> Compiled:
+        maps = self._maps()
+        return Compiled(
+            maps={name: _described(fd) for name, fd in maps.items()},
+            programs={name: self._instructions(name, maps) for name in self._plan.functions},
             layouts={
                 name: Layout.of(self._bpf[f"layout_{name}"].Leaf) for name in self._plan.layouts
             },
         )
-        channel.send(loaded, [*(table.map_fd for table in maps), *self._programs.values()])
-
-    def attach(self) -> list[int]:
-        """A descriptor per hook, that holds the attachment."""
-        return [self._attach(hook) for hook in self._plan.hooks]
 
     def _compile(self) -> Any:
-        folder = c_folder()
-        os.environ["BCC_KERNEL_SOURCE"] = str(folder / "headers")
-        definitions = constants.definitions() | offsets.constants(btf.kernel())
-        flags = [
-            f"-D{name}={value}"
-            for name, value in (definitions | dict(self._plan.definitions)).items()
-        ]
+        os.environ["BCC_KERNEL_SOURCE"] = str(c_folder() / "headers")
+        flags = [f"-D{name}={value}" for name, value in self._plan.definitions.items()]
         output = _keep_stderr()
         try:
             return self._bcc.BPF(
@@ -125,50 +72,35 @@ class _Compiled:
                 help=_text_of(output),
             ) from error
 
-    def _load(self, function: str, how: str) -> int:
-        kinds = self._bcc.BPF
-        kind, attach_type = {
-            "raw": (kinds.RAW_TRACEPOINT, -1),
-            "tracepoint": (kinds.TRACEPOINT, -1),
-            "cgroup_sock": (_CGROUP_SOCK, bpfcall.CGROUP_INET_SOCK_CREATE),
-            "sock_ops": (kinds.SOCK_OPS, bpfcall.CGROUP_SOCK_OPS),
-        }[how]
-        try:
-            return int(self._bpf.load_func(function, kind, attach_type=attach_type).fd)
-        except Exception as error:
-            raise _refused(function, error) from error
+    def _maps(self) -> dict[str, int]:
+        """Every map of the module: name -> descriptor."""
+        lib, module = self._bcc.lib, ct.c_void_p(self._bpf.module)
+        lib.bpf_table_name.restype = ct.c_char_p
+        return {
+            lib.bpf_table_name(module, index).decode(): lib.bpf_table_fd_id(module, index)
+            for index in range(lib.bpf_num_tables(module))
+        }
 
-    def _attach(self, hook: Hook) -> int:
-        try:
-            return self._attached(hook)
-        except Exception as error:
-            raise _refused(f"{hook.function} at {hook.target}", error) from error
-
-    def _attached(self, hook: Hook) -> int:
-        if hook.how == "raw":  # not by BCC: it keeps one descriptor per function name
-            fd = self._bcc.lib.bpf_attach_raw_tracepoint(
-                self._programs[hook.function], hook.target.encode()
-            )
-        elif hook.how == "tracepoint":
-            category, name = hook.target.split(":")
-            fd = self._bcc.lib.bpf_attach_tracepoint(
-                self._programs[hook.function], category.encode(), name.encode()
-            )
-        else:
-            kind = {
-                "cgroup_sock": bpfcall.CGROUP_INET_SOCK_CREATE,
-                "sock_ops": bpfcall.CGROUP_SOCK_OPS,
-            }[hook.how]
-            fd = bpfcall.link_to_cgroup(self._programs[hook.function], hook.target, kind)
-        if fd < 0:
-            raise OSError(f"attaching failed ({fd})")
-        return int(fd)
+    def _instructions(self, function: str, maps: dict[str, int]) -> Instructions:
+        """The machine code, with the places where a map's descriptor belongs."""
+        lib, module, name = self._bcc.lib, self._bpf.module, function.encode()
+        size = lib.bpf_function_size(module, name)
+        if not size:
+            raise KernelRefusedError(f"the C half has no function {function}")
+        code = ct.string_at(lib.bpf_function_start(module, name), size)
+        return Instructions.linked(code, {fd: map_name for map_name, fd in maps.items()})
 
 
-def _refused(what: str, error: Exception) -> KernelRefusedError:
-    return KernelRefusedError(
-        f"the kernel refuses {what}: {error}",
-        help="Run  sudo tcptrace doctor  to see what this kernel allows.",
+def _described(fd: int) -> MapShape:
+    """From the kernel itself: what kind of map BCC made."""
+    text = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return MapShape(
+        kind=int(fields["map_type"]),
+        key_size=int(fields["key_size"]),
+        value_size=int(fields["value_size"]),
+        max_entries=int(fields["max_entries"]),
+        flags=int(fields["map_flags"], 16),
     )
 
 
@@ -214,6 +146,15 @@ def joined(files: Iterable[str]) -> str:
 def c_folder() -> Path:
     """Where the C half is installed."""
     return Path(str(importlib.resources.files("tcptrace.bpf")))
+
+
+def bcc_version() -> str:
+    """Without importing it: what the cache of compiled programs goes by."""
+    for folder in (*map(Path, sys.path), _DISTRIBUTION_PACKAGES):
+        version = folder / "bcc" / "version.py"
+        if version.is_file():
+            return f"{version.read_text()} {version.stat().st_mtime_ns}"
+    return ""
 
 
 def _keep_stderr() -> int:

@@ -15,11 +15,15 @@ from tcptrace.probes.engine.programs import Programs
 _MISSES = re.compile(r"recursion_misses:\s*(\d+)")
 
 
+_PLACES = (Count.RING_FULL, Count.TABLE_FULL, Count.LISTENERS_FULL)
+
+
 class Losses:
-    """Counters of the C half, and the kernel's own of programs that it could not run.
+    """Counters of the C half, and the kernel's own of transitions that it did not show us.
 
     The kernel skips a program that interrupts itself on one CPU (since 6.1) and
-    counts it in the program's fdinfo (5.12); here that place is called ``nested``.
+    counts that in its fdinfo (5.12). What the program's second copy did not take
+    over either (bpf/nesting.h) is lost: that place is called ``nested``.
     """
 
     def __init__(self, programs: Programs) -> None:
@@ -45,8 +49,9 @@ class Losses:
         return events
 
     def _now(self) -> dict[str, int]:
-        found = {count.name.lower(): self._sum(count) for count in Count}
-        return found | {"nested": sum(map(_misses, self._programs.program_fds()))}
+        found = {count.name.lower(): self._sum(count) for count in _PLACES}
+        missed = _misses(self._programs.program("on_state_change"))
+        return found | {"nested": max(missed - self._sum(Count.SECOND_COPY), 0)}
 
     def _sum(self, slot: int) -> int:
         raw = bpfcall.lookup(self._fd, struct.pack("=I", slot), 8 * self._cpus) or b""

@@ -62,6 +62,7 @@ REQUIRED = (
     "task_struct.children",
     "task_struct.sibling",
     "task_struct.group_leader",
+    "task_struct.real_parent",
     "task_struct.start_boottime",
     "task_struct.pid_links",
     "signal_struct.live",

@@ -1,14 +1,21 @@
-"""The loaded programs and their maps, as descriptors. Whatever closes them detaches all."""
+"""Loaded programs and their maps, as descriptors. Whatever closes them detaches all."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+import struct
 from dataclasses import dataclass
 
-from tcptrace.probes.engine import bpfcall
+from tcptrace.probes.engine import bpfcall, cache
+from tcptrace.probes.engine.compiled import Compiled, Hook, Plan
+from tcptrace.probes.engine.errors import KernelRefusedError
 from tcptrace.probes.engine.forked import Forked
 from tcptrace.probes.engine.layout import Layout
-from tcptrace.probes.engine.loader import Loaded, Plan, compile_and_attach
+from tcptrace.probes.engine.loader import compile_in_child
+
+_ROLE_SECOND = 1  # bpf/nesting.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,34 +27,34 @@ class Map:
 
 
 class Programs:
-    """Compiled in a child process, owned here.
+    """``Programs(plan)`` compiles (or finds it compiled), makes the maps and loads the programs.
 
-    The order: ``Programs(plan)`` starts the compiler and returns at once,
-    ``load`` waits for it, then maps can be filled, then ``attach``.
+    Then maps can be filled, then ``attach``.
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._child = Forked("the compiler", lambda channel: compile_and_attach(plan, channel))
+        self._plan = plan
         self._links: list[int] = []
-        self._owned: list[int] = []
-
-    def load(self) -> None:
-        """Wait until everything is compiled and verified, and take the descriptors over."""
-        loaded: Loaded
-        loaded, fds = self._child.receive()
-        self._owned = list(fds)
-        count = len(loaded.maps)
-        self._maps = {
-            name: Map(fd, size) for (name, size), fd in zip(loaded.maps, fds[:count], strict=True)
-        }
-        self._programs = dict(zip(loaded.programs, fds[count:], strict=True))
-        self._layouts = loaded.layouts
+        self._maps: dict[str, Map] = {}
+        self._programs: dict[str, int] = {}
+        self._second: dict[str, int] = {}
+        compiled = _compiled(plan)
+        self._layouts = compiled.layouts
+        _lift_memory_limit()
+        try:
+            self._make_maps(compiled)
+            self._load(compiled)
+        except BaseException:
+            self.close()
+            raise
 
     def attach(self) -> None:
-        """Attach every hook of the plan, in its order; the child ends."""
-        self._child.send("attach")
-        _, self._links = self._child.receive()
-        self._child.close()
+        """Attach every hook of the plan, in its order."""
+        for hook in self._plan.hooks:
+            try:
+                self._links += [self._attached(hook, fd) for fd in self._copies(hook.function)]
+            except OSError as error:
+                raise _refused(f"{hook.function} at {hook.target}", error) from error
 
     def detach(self) -> None:
         """Take every hook off; the maps stay readable. Safe to call twice."""
@@ -56,10 +63,13 @@ class Programs:
 
     def close(self) -> None:
         """Detach and unload; safe to call twice."""
-        self._child.close()
         self.detach()
-        while self._owned:
-            os.close(self._owned.pop())
+        maps = [each.fd for each in self._maps.values()]
+        for fd in [*self._programs.values(), *self._second.values(), *maps]:
+            os.close(fd)
+        self._programs.clear()
+        self._second.clear()
+        self._maps.clear()
 
     def map(self, name: str) -> Map:
         return self._maps[name]
@@ -68,8 +78,9 @@ class Programs:
         """The fields of the C struct, as the compiler laid them out."""
         return self._layouts[name]
 
-    def program_fds(self) -> list[int]:
-        return list(self._programs.values())
+    def program(self, function: str) -> int:
+        """Its descriptor (of two copies: the first)."""
+        return self._programs[function]
 
     def run(self, function: str, *arguments: int) -> int:
         """Run an on-demand program in this thread's context; its return value."""
@@ -77,3 +88,70 @@ class Programs:
 
     def put(self, name: str, key: bytes, value: bytes) -> None:
         bpfcall.update(self._maps[name].fd, key, value)
+
+    def _make_maps(self, compiled: Compiled) -> None:
+        for name, shape in compiled.maps.items():
+            try:
+                fd = bpfcall.create_map(name, shape)
+            except OSError as error:
+                raise _refused(f"the map {name}", error) from error
+            self._maps[name] = Map(fd, shape.max_entries)
+
+    def _load(self, compiled: Compiled) -> None:
+        fds = {name: each.fd for name, each in self._maps.items()}
+        for function, how in self._plan.kinds.items():
+            code = compiled.programs[function]
+            self._programs[function] = _loaded(function, how, code.with_maps(fds))
+        if not self._plan.twice:
+            return
+        second_role = bpfcall.create_map("role", compiled.maps["role"])
+        self._maps["second role"] = Map(second_role, 1)
+        bpfcall.update(second_role, struct.pack("=I", 0), struct.pack("=Q", _ROLE_SECOND))
+        for function in self._plan.twice:
+            code, how = compiled.programs[function], self._plan.kinds[function]
+            linked = code.with_maps(fds | {"role": second_role})
+            self._second[function] = _loaded(function, how, linked)
+
+    def _copies(self, function: str) -> list[int]:
+        """The program, and its second copy if it has one."""
+        second = self._second.get(function)
+        return [self._programs[function], *([second] if second else [])]
+
+    def _attached(self, hook: Hook, program: int) -> int:
+        if hook.how == "raw":
+            return bpfcall.open_raw_tracepoint(program, hook.target)
+        if hook.how == "tracepoint":
+            return bpfcall.open_tracepoint(program, hook.target)
+        return bpfcall.link_to_cgroup(program, hook.target, hook.how)
+
+
+def _loaded(function: str, how: str, code: bytes) -> int:
+    try:
+        return bpfcall.load_program(function, how, code)
+    except OSError as error:
+        raise _refused(function, error) from error
+
+
+def _compiled(plan: Plan) -> Compiled:
+    found = cache.load(plan)
+    if found is None:
+        child = Forked("the compiler", lambda channel: compile_in_child(plan, channel))
+        try:
+            found, _ = child.receive()
+        finally:
+            child.close()
+        cache.save(plan, found)
+    return found
+
+
+def _lift_memory_limit() -> None:
+    """Before 5.11 (memcg accounting) maps counted against RLIMIT_MEMLOCK."""
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
+
+
+def _refused(what: str, error: OSError) -> KernelRefusedError:
+    return KernelRefusedError(
+        f"the kernel refuses {what}: {error}",
+        help="Run  sudo tcptrace doctor  to see what this kernel allows.",
+    )

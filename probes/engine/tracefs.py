@@ -54,6 +54,12 @@ def _is_there(path: Path) -> bool:
         return False
 
 
+def identity(tracepoint: str) -> int:
+    """The number under which perf_event_open(2) knows it."""
+    category, name = tracepoint.split(":")
+    return int((TRACEFS / "events" / category / name / "id").read_text())
+
+
 @functools.lru_cache(maxsize=64)
 def fields(tracepoint: str) -> dict[str, int]:
     """Offset in bytes of each field, by name, from the format file; empty if there is none."""

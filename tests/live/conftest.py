@@ -28,7 +28,7 @@ def machine_can_trace():
 def _why_not():
     if os.geteuid():
         return "live tests need root"
-    command = [TCPTRACE, "states", "--no-existing", "--duration", "0.01"]
+    command = [*TCPTRACE, "states", "--no-existing", "--duration", "0.01"]
     tried = subprocess.run(command, capture_output=True, text=True, timeout=60)
     return f"tcptrace does not run here: {tried.stderr.strip()}" if tried.returncode else None
 

@@ -14,6 +14,7 @@ import re
 import select
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -26,7 +27,7 @@ import jsonschema
 from tcptrace.probes.engine.schema import json_schema
 
 HERE = Path(__file__).parent
-TCPTRACE = Path(__file__).parents[2] / ".venv/bin/tcptrace"
+TCPTRACE = [sys.executable, "-m", "tcptrace"]
 PATIENCE_S = 30.0
 """How long anything may take before the test says that it did not come."""
 
@@ -238,7 +239,7 @@ class Tcptrace:
 
     def __init__(self, *options, command=(), format="ndjson"):
         ready, ready_end = os.pipe()
-        words = [TCPTRACE, "states", "--format", format, "--ready-fd", ready_end, *options]
+        words = [*TCPTRACE, "states", "--format", format, "--ready-fd", ready_end, *options]
         words += ["--", *command] if command else []
         self.events, self.lines, self._of = [], [], {}
         self._json = format == "ndjson"
@@ -275,7 +276,9 @@ class Tcptrace:
             came = select.select([pipe], [], [], PATIENCE_S)[0] and pipe.read(6)
         if came != b"ready\n":
             self.process.kill()
-            raise RuntimeError(f"tcptrace did not start: {self.process.stderr.read().decode()}")
+            said = self.process.stderr.read().decode()
+            self.kill()
+            raise RuntimeError(f"tcptrace did not start: {said}")
 
     def _read(self):
         for line in self.process.stdout:

@@ -338,7 +338,7 @@ class Churn:
         for one in (self.server, self.client):
             if one.poll() is None:
                 one.kill()
-                one.wait()
+                one.communicate()
 
 
 @pytest.mark.parametrize("filtered", [False, True], ids=["unfiltered", "pids"])

@@ -3,7 +3,7 @@
  *   load server ADDRESS          prints its port; takes connections until stdin
  *                                ends, closing each after the peer's FIN; prints how many
  *   load client ADDRESS PORT N   makes N, one after the other (0: until a line
- *                                comes on stdin); prints how many
+ *                                comes on stdin, unhurried); prints how many
  * Both wait for a line on stdin before they start to work.
  */
 #define _GNU_SOURCE
@@ -99,6 +99,8 @@ static long visit(const char *address_text, int port, long wanted)
 
 		check(connect(fd, (void *)&address, length), "connect");
 		close(fd);
+		if (!wanted)
+			usleep(200);
 	}
 	return made;
 }
