@@ -16,6 +16,7 @@ struct child {
 };
 
 BPF_HASH(children, u64, struct child, MAX_CHILDREN);
+BPF_ARRAY(layout_child, struct child, 1); /* never written: tells the layout */
 
 static __always_inline void child_is_born(u64 sk, struct head *h)
 {

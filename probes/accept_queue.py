@@ -31,10 +31,9 @@ class AcceptQueue:
     def pass_on(self, event: Event) -> Iterator[Event]:
         """The event, after those kept back of the same socket; or nothing, if it is kept."""
         socket = event["sk"]
-        if event["owner_unknown"] == NOT_ACCEPTED and event["event"] == "state":
-            if event["waited_long"]:
-                yield event
-                return
+        if self._is_another(socket, event):
+            yield from self._take(socket)
+        if _can_wait(event):
             self._kept.setdefault(socket, []).append(event)
             self._deadlines.setdefault(socket, time.monotonic() + PATIENCE_S)
             return
@@ -43,6 +42,11 @@ class AcceptQueue:
             yield _with_owner(earlier, event)
         if not (kept and event["accepted"]):
             yield event
+
+    def _is_another(self, socket: int, event: Event) -> bool:
+        """The kernel may give the address to a new socket at once: the cookie tells."""
+        kept = self._kept.get(socket)
+        return kept is not None and kept[0]["cookie"] != event["cookie"]
 
     def overdue(self) -> Iterator[Event]:
         """Those whose moment has passed."""
@@ -60,14 +64,23 @@ class AcceptQueue:
         return self._kept.pop(socket, [])
 
 
+def _can_wait(event: Event) -> bool:
+    """Somebody may still accept it, and that within a moment."""
+    return (
+        event["owner_unknown"] == NOT_ACCEPTED
+        and event["event"] == "state"
+        and event["new_state"] != "CLOSE"
+        and not event["waited_long"]
+    )
+
+
 def _with_owner(earlier: Event, event: Event) -> Event:
     if event["pid"] is None:
         return earlier
     owner = {name: event[name] for name in _OWNER}
     if earlier["reason"] == "handshake":
         earlier["reason"] = "accept"
-        earlier["accept_wait_us"] = (event["accepted_ns"] or 0) and (
-            event["accepted_ns"] - earlier["ts_ns"]
-        ) // 1000
+        if event["accepted_ns"]:
+            earlier["accept_wait_us"] = (event["accepted_ns"] - earlier["ts_ns"]) // 1000
     listener = {"listener_pid": None, "listener_comm": None}
     return earlier | owner | listener | {"owner_unknown": None}

@@ -37,8 +37,6 @@ from tcptrace.probes.states import Event, Interpreter
 _MAX_CHILDREN = 16384
 _CHILD_WAITS_NS = 100_000_000
 """A child that nobody accepted for so long is told as it stands."""
-_CHILD_BYTES, _ESTABLISHED_NS = 56, struct.Struct("=Q")
-"""struct child of bpf/children.h: its size, and its second field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +143,11 @@ class Tracer:
         """Have children told that have waited in an accept queue for longer than a moment."""
         fd = self._programs.map("children").fd
         before_ns = time.monotonic_ns() - _CHILD_WAITS_NS
+        layout = self._programs.layout("child")
+        established = layout.names.index("established_ns")
         for key in bpfcall.keys(fd, 8, _MAX_CHILDREN):
-            raw = bpfcall.lookup(fd, key, _CHILD_BYTES)
-            if raw and 0 < _ESTABLISHED_NS.unpack_from(raw, 8)[0] < before_ns:
+            raw = bpfcall.lookup(fd, key, layout.size)
+            if raw and 0 < layout.decoder().unpack(raw)[established] < before_ns:
                 self._programs.run("tell_child", *struct.unpack("=Q", key))
 
     def losses(self) -> list[Event]:
@@ -168,7 +168,7 @@ class Tracer:
             hooks=self.standing.hooks,
             on_demand=states.ON_DEMAND,
             twice=states.TWICE,
-            layouts=("state_record",),
+            layouts=("state_record", "child"),
             definitions=definitions,
         )
 
@@ -237,13 +237,15 @@ class Tracer:
         events = [event for part in window for event in part]
         first: dict[Any, Event] = {}
         for event in events:
-            first.setdefault(_flow(event), event)
+            first.setdefault(_identity(event), event)
         shown = [
-            existing_event(found, first.get(found.row.flow))
+            existing_event(found, first.get(_cookie(found)) or first.get(found.row.flow))
             for found in taken.found
             if self.options.existing and self._shows(found)
         ]
-        known = {found.row.flow for found in taken.found}
+        known = {_cookie(found) for found in taken.found} | {
+            found.row.flow for found in taken.found
+        }
         live = [event for event in events if self._in_hand(event, known, pids)]
         told = [
             passed for event in live for passed in self._accept_queue.pass_on(self._settled(event))
@@ -271,7 +273,7 @@ class Tracer:
         """Whether a transition of the window concerns a traced process."""
         if not self.filters.by_pid or not event["facts"] & Fact.IN_WINDOW:
             return True
-        return event["pid"] in pids or event["listener_pid"] in pids or _flow(event) in known
+        return event["pid"] in pids or event["listener_pid"] in pids or _identity(event) in known
 
 
 def _chosen_holder(found: Found, wanted: set[int] | None) -> Holder | None:
@@ -280,6 +282,16 @@ def _chosen_holder(found: Found, wanted: set[int] | None) -> Holder | None:
         if wanted is None or holder.pid in wanted:
             return holder
     return None
+
+
+def _cookie(found: Found) -> str | None:
+    return states.cookie_text(found.row.cookie)
+
+
+def _identity(event: Event) -> Any:
+    """The kernel's cookie; the addresses of a socket that had none before the inventory."""
+    cookie = event["cookie"]
+    return cookie if cookie and not cookie.startswith("t") else _flow(event)
 
 
 def _flow(event: Event) -> tuple[Any, ...]:

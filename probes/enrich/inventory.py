@@ -18,7 +18,6 @@ from tcptrace.probes.enrich.procfs import Holder
 from tcptrace.probes.enrich.sockdiag import SocketRow
 
 _WAITS_FOR_ACCEPT = {TcpState.ESTABLISHED, TcpState.CLOSE_WAIT, TcpState.SYN_RECV}
-_ANY = {"0.0.0.0", "::"}  # noqa: S104 (compared with, not bound to)
 
 
 class Found(NamedTuple):
@@ -88,8 +87,15 @@ def _found(row: SocketRow, holders: dict[int, list[Holder]], candidates: list[So
 
 
 def _listener_of(row: SocketRow, candidates: list[SocketRow]) -> SocketRow | None:
-    """The listener whose queue it is in: only if there is no other that it could be."""
+    """The listener that it belongs to: only if there is no other that it could be."""
     exact = [one for one in candidates if one.saddr == row.saddr]
-    general = [one for one in candidates if one.saddr in _ANY]
-    fitting = exact or [one for one in general if one.recv_q] or general
+    general = [one for one in candidates if one.saddr in _wildcards(row.saddr)]
+    fitting = exact or general
+    if row.state != TcpState.SYN_RECV:  # a request is not in the queue yet
+        fitting = [one for one in fitting if one.recv_q] or fitting
     return fitting[0] if len(fitting) == 1 else None
+
+
+def _wildcards(address: str) -> tuple[str, ...]:
+    """What a listener may be bound to that takes connections to this address."""
+    return ("::",) if ":" in address else ("0.0.0.0", "::")  # noqa: S104

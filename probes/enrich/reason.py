@@ -73,6 +73,8 @@ def cause(old: int, new: int, facts: int, error: int, accepted: bool, outlived: 
 
 
 def _opening_or_closing(old: int, new: int, facts: int, accepted: bool) -> str:
+    if old == new:  # close() after shutdown(): tcp_close_state() stays where it is
+        return _local(facts)
     simple = {
         _S.SYN_SENT: "connect",
         _S.LISTEN: "listen",
@@ -111,7 +113,7 @@ _ERRORS = {
 
 
 def _closed(old: int, facts: int, error: int, outlived: bool) -> Cause:
-    if facts & Fact.FILE_CLOSING and old in (_S.ESTABLISHED, _S.CLOSE_WAIT, _S.SYN_RECV):
+    if facts & Fact.FILE_CLOSING and _needs_reset(old, facts):
         linger = facts & Fact.LINGER_ZERO
         return Cause("rst_sent_linger" if linger else "rst_sent_unread", "gone")
     if error == errno.ECONNRESET and facts & Fact.ORPHAN and old in (_S.FIN_WAIT1, _S.FIN_WAIT2):
@@ -127,6 +129,17 @@ def _closed(old: int, facts: int, error: int, outlived: bool) -> Cause:
     if not facts & (Fact.HAS_SOCKET | Fact.ORPHAN):
         return Cause("listener_closed", "gone")
     return Cause("disconnect" if facts & Fact.LOCKED_BY_CURRENT else "other", "gone")
+
+
+def _needs_reset(old: int, facts: int) -> bool:
+    """Closed straight from here: by a RST (tcp_need_reset() of tcp.c).
+
+    After close() itself FIN_WAIT1 and FIN_WAIT2 end in other ways; after
+    shutdown() alone, which leaves no orphan, they do not.
+    """
+    if old in (_S.FIN_WAIT1, _S.FIN_WAIT2):
+        return not facts & Fact.ORPHAN
+    return old in (_S.ESTABLISHED, _S.CLOSE_WAIT, _S.SYN_RECV)
 
 
 def _active_close_ended(old: int, facts: int, outlived: bool) -> Cause:

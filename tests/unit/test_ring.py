@@ -1,12 +1,13 @@
 """The reader's end of the ring buffer, on a ring laid out in a memfd."""
 
+import os
 import struct
 
 import pytest
 
 from tcptrace.probes.engine.layout import Layout
 from tcptrace.probes.engine.ring import Ring, Waiter
-from tests.unit.fake_ring import BUSY, DISCARDED, FakeRing
+from tests.unit.fake_ring import BUSY, DISCARDED, PAGE, FakeRing
 
 LAYOUT = Layout(("number", "name"), "Q12s", 20)  # 20 bytes: 4 of padding up to the next record
 STRIDE = 32
@@ -95,12 +96,12 @@ def test_records_across_the_wrap_come_in_one_piece(pair):
         for number in range(first, first + 100):
             fake.put(payload(number))
         seen += numbers(ring.drain())
-    assert seen == list(range(10 * per_round // 100 * 100 + 100))[: len(seen)]
+    assert seen == list(range(len(seen)))
     assert len(seen) >= 10 * per_round
 
 
 def test_a_record_that_straddles_the_end_is_read_from_the_second_mapping(pair):
-    fake, ring = pair(start=4096 * 1000 + 4096 - 8)  # the header is before the end, the rest behind
+    fake, ring = pair(start=1000 * PAGE - 8)  # its header is the last thing before the end
     fake.put(payload(7))
     assert ring.drain() == [(7, b"name".ljust(12, b"\0"))]
 
@@ -140,8 +141,6 @@ def test_a_full_ring_is_read_whole(pair):
 
 
 def test_the_waiter_tells_which_descriptor_is_ready_until_it_is_forgotten():
-    import os
-
     ring_r, ring_w = os.pipe()
     other_r, other_w = os.pipe()
     waiter = Waiter(ring_r, [other_r])

@@ -50,11 +50,6 @@ def test_every_recorded_file_is_used():
     assert {path.stem for path in RECORDED.glob("*.format")} == set(EXPECTED)
 
 
-def test_the_print_format_is_not_mistaken_for_fields():
-    text = 'print fmt: "field:%s; offset:1;", REC->x\n'
-    assert tracefs.parse_format("format:\n" + text) == {}
-
-
 def test_a_tracepoint_that_is_not_there_has_no_fields(tmp_path, monkeypatch):
     monkeypatch.setattr(tracefs, "TRACEFS", tmp_path)
     assert tracefs.fields("tcp:no_such_tracepoint_at_all") == {}

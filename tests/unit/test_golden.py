@@ -1,0 +1,92 @@
+"""Recorded ring-buffer bytes -> golden JSON lines, without root.
+
+The files are made by ``python -m tests.unit.golden.record``, see there.
+"""
+
+import ctypes as ct
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from tcptrace.probes.engine.layout import Layout
+from tcptrace.probes.engine.schema import json_schema
+from tests.unit.golden.replay import LINES, RECORDS, recorded_layout, replay, rows
+
+RECORD_H = Path(__file__).parents[2] / "bpf" / "record.h"
+C_TYPES = {
+    **{"u8": ct.c_ubyte, "u16": ct.c_ushort, "u32": ct.c_uint, "u64": ct.c_ulonglong},
+    **{"s32": ct.c_int, "char": ct.c_char},
+}
+
+
+def lines():
+    return [json.loads(line) for line in LINES.read_text().splitlines()]
+
+
+def test_the_recorded_bytes_give_the_golden_lines():
+    assert replay().decode().splitlines() == LINES.read_text().splitlines()
+
+
+def test_every_recorded_record_is_decoded():
+    layout = recorded_layout()
+    assert len(rows(layout)) == len(RECORDS.read_bytes()) // (8 + layout.size)
+
+
+def test_every_golden_line_is_as_the_schema_promises():
+    validator = jsonschema.Draft202012Validator(json_schema())
+    for event in lines():
+        validator.validate(event)
+
+
+def test_seq_has_no_gaps():
+    assert [event["seq"] for event in lines()] == list(range(1, len(lines()) + 1))
+
+
+def paths(events):
+    """Cookie -> the states that the socket went through."""
+    found = {}
+    for event in events:
+        if event["event"] == "state":
+            states = found.setdefault(event["cookie"], [event["old_state"]])
+            assert states[-1] == event["old_state"]
+            states.append(event["new_state"])
+    return found
+
+
+def test_the_recording_holds_what_it_was_made_for():
+    told = {" ".join(path) for path in paths(lines()).values()}
+    assert "CLOSE SYN_SENT ESTABLISHED FIN_WAIT1 FIN_WAIT2 CLOSE" in told
+    assert "LISTEN SYN_RECV ESTABLISHED CLOSE_WAIT LAST_ACK CLOSE" in told
+    assert "CLOSE LISTEN CLOSE" in told
+    families = {(event["family"], event["socket_family"]) for event in lines()}
+    assert families == {("ipv4", "inet"), ("ipv6", "inet6"), ("ipv4", "inet6")}
+    reasons = {event.get("reason") for event in lines()}
+    assert reasons >= {"rst_sent_linger", "rst_sent_unread", "rst_received", "refused"}
+    assert reasons >= {"accept", "handshake", "listener_closed", "fin_received"}
+
+
+def c_struct(text, name):
+    """The fields of a C struct as a ctypes structure."""
+    body = re.search(rf"struct {name} \{{(.*?)\n\}};", text, re.DOTALL)[1]
+    body = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)
+    found = re.findall(r"(\w+)\s+(\w+)(?:\[(\d+)\])?;", body)
+    fields = [
+        (field, C_TYPES[kind] * int(count) if count else C_TYPES[kind])
+        for kind, field, count in found
+    ]
+    return type(name, (ct.Structure,), {"_fields_": fields})
+
+
+def test_the_struct_of_the_c_half_is_still_the_recorded_one():
+    """Else record anew: the golden bytes no longer show what the kernel half writes."""
+    today = Layout.of(c_struct(RECORD_H.read_text(), "state_record"))
+    assert today == recorded_layout()
+
+
+@pytest.mark.parametrize(("old", "new"), [("u32 pid;", "u64 pid;"), ("u16 sport;", "")])
+def test_a_change_of_the_struct_would_be_noticed(old, new):
+    text = RECORD_H.read_text().replace(old, new, 1)
+    assert Layout.of(c_struct(text, "state_record")) != recorded_layout()
