@@ -77,7 +77,7 @@ int on_accept_exit(void *ctx)
 		return 0;
 	READ(socket, file, O_file__private_data);
 	READ(sk, socket, O_socket__sk);
-	found_in_hand(sk, fd, HOW_ACCEPT);
+	found_in_hand(tcp_sk(sk), fd, HOW_ACCEPT);
 	return 0;
 }
 #endif
@@ -93,6 +93,7 @@ int on_io(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!pid_is_traced(pid))
 		return 0;
+	sk = tcp_sk(sk);
 	entry = sockets.lookup(&sk);
 	if (entry ? entry->owner.pid == pid : TRACE_ALL_OWNERS)
 		return 0;
@@ -209,6 +210,7 @@ int adopt(struct bpf_raw_tracepoint_args *ctx)
 		return ADOPT_NO_FILE;
 	READ(socket, file, O_file__private_data);
 	READ(sk, socket, O_socket__sk);
+	sk = tcp_sk(sk);
 	if (!head_read(&h, sk) || !is_tcp(sk) || !socket_is_wanted(sk, &h))
 		return ADOPT_NOT_WANTED;
 	entry = find_tracked(sk, HEAD(&h, u64, skc_cookie));

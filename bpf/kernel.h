@@ -48,11 +48,47 @@ static __always_inline bool is_tcp(u64 sk)
 	return protocol == IPPROTO_TCP;
 }
 
+/*
+ * MPTCP: what a process holds is the MPTCP socket; the TCP socket below it, the
+ * subflow, belongs to the kernel. From one to the other, and back.
+ */
+static __always_inline u64 held_sk(u64 sk)
+{
+#ifdef HAVE_MPTCP
+	u64 context = 0, connection = 0;
+	u8 is_mptcp = 0;
+
+	READ(is_mptcp, sk, O_tcp_sock__is_mptcp);
+	if (!is_mptcp)
+		return sk;
+	READ(context, sk, O_inet_connection_sock__icsk_ulp_data);
+	READ(connection, context, O_mptcp_subflow_context__conn);
+	return connection ? connection : sk;
+#else
+	return sk;
+#endif
+}
+
+static __always_inline u64 tcp_sk(u64 sk)
+{
+#ifdef HAVE_MPTCP
+	u64 protocol = 0, first = 0;
+
+	READ_WIDE(protocol, sk, sock__sk_protocol);
+	if (protocol != IPPROTO_MPTCP)
+		return sk;
+	READ(first, sk, O_mptcp_sock__first);
+	return first ? first : sk;
+#else
+	return sk;
+#endif
+}
+
 static __always_inline u64 socket_of(u64 sk)
 {
 	u64 socket = 0;
 
-	READ(socket, sk, O_sock__sk_socket);
+	READ(socket, held_sk(sk), O_sock__sk_socket);
 	return socket;
 }
 

@@ -121,5 +121,6 @@ def definitions() -> dict[str, int]:
         "AF_INET": int(socket.AF_INET),
         "AF_INET6": int(socket.AF_INET6),
         "IPPROTO_TCP": int(socket.IPPROTO_TCP),
+        "IPPROTO_MPTCP": 262,  # socket.IPPROTO_MPTCP is there since Python 3.10, on some builds
     }
     return found

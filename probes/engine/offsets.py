@@ -83,6 +83,13 @@ OPTIONAL = (
     "file.f_count",  # until 6.12
 )
 
+MPTCP = (  # all or none: without CONFIG_MPTCP
+    "tcp_sock.is_mptcp",
+    "inet_connection_sock.icsk_ulp_data",
+    "mptcp_subflow_context.conn",
+    "mptcp_sock.first",
+)
+
 _FIRST_ARGUMENT = {"x86_64": "pt_regs.di", "aarch64": "pt_regs.orig_x0"}
 _KERNEL_STACK_BYTES = 16384  # THREAD_SIZE of x86-64 and of arm64 with 4 KiB pages
 _TASK_PT_REGS = "BPF_FUNC_task_pt_regs"  # 5.15, commit dd6e10fbd9fb
@@ -110,7 +117,15 @@ def constants(btf: Btf) -> dict[str, int]:
         if field is not None:
             name = path.replace(".", "__")
             found[f"O_{name}"], found[f"Z_{name}"] = field.offset, field.size
-    return found | _flags(btf) | _registers(btf) | _time_wait(btf)
+    return found | _mptcp(btf) | _flags(btf) | _registers(btf) | _time_wait(btf)
+
+
+def _mptcp(btf: Btf) -> dict[str, int]:
+    fields = {path: btf.field(path) for path in MPTCP}
+    found = {
+        f"O_{path.replace('.', '__')}": field.offset for path, field in fields.items() if field
+    }
+    return found | {"HAVE_MPTCP": 1} if len(found) == len(MPTCP) else {}
 
 
 def _flags(btf: Btf) -> dict[str, int]:

@@ -15,7 +15,7 @@ NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 def states_with(*options, before=(), **more):
     command = [*before, *TCPTRACE, "states", *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **more)
+    return subprocess.run(command, capture_output=True, text=True, timeout=15, check=False, **more)
 
 
 def check_refusal(done, code, *words, lines=1):

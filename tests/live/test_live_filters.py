@@ -126,7 +126,7 @@ def test_children_without_follow(servers, client, trace):
     mine, _ = first.serve(client)
     events = finish(running, *mine)
     assert {one["cookie"] for one in events if one["pid"]} == set(mine)
-    assert theirs not in {one["cookie"] for one in events}
+    assert not [one for one in events if one["cookie"] == theirs], running.of(theirs)
 
 
 def test_traced_process_ends(servers, client, trace):
@@ -302,18 +302,24 @@ def test_cgroup(cgroup, puppet, family, client, trace, by):
 
 
 def test_command(programs, ns, family, trace, puppet):
-    """-- CMD: traced from its first socket on, the run ends with it, its exit code is told."""
+    """-- CMD: traced from its first socket on; the run ends with it and tells its exit code."""
     server = Server(puppet, family)
-    command = ns.enter(programs / "load", "client", family.loop, server.port, 3)
-    running = trace(command=command)
+    client = f"{programs / 'load'} client {family.loop} {server.port} 3 >&2; exit 7"
+    running = trace(command=ns.enter("sh", "-c", client))
     stream = running.finish()
     assert running.process.returncode == 0
-    check_stream(without_output(stream))
-    assert stream[-1]["why"] == "the command exited with 0"
-
-
-def without_output(stream):
-    return stream
+    check_stream(stream)
+    assert running.stderr.split() == ["client", "3"]
+    assert stream[-1]["why"] == "the command exited with 7"
+    events = states(stream)
+    assert {(one["pid"] is not None, one["how"]) for one in events} == {(True, "connect")}
+    assert len({one["pid"] for one in events}) == 1
+    assert len({one["cookie"] for one in events}) == 3
+    assert steps(events)[:3] == [
+        "CLOSE SYN_SENT connect",
+        "SYN_SENT ESTABLISHED syn_ack_received",
+        "ESTABLISHED FIN_WAIT1 local_close",
+    ]
 
 
 def test_duration(trace, servers):

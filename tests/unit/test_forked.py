@@ -126,10 +126,11 @@ def test_ctrl_c_is_the_parents_to_handle(child):
 
 
 def test_closing_ends_and_reaps_the_child():
-    one = Forked("endless", lambda channel: signal.pause())
+    one = Forked("endless", lambda channel: channel.send(os.getpid()) or signal.pause())
+    pid, _ = one.receive()
     one.close()
     with pytest.raises(ProcessLookupError):
-        os.kill(one._pid, 0)
+        os.kill(pid, 0)
 
 
 def test_closing_twice_kills_only_once(monkeypatch):
@@ -151,7 +152,7 @@ from tcptrace.probes.engine.forked import Forked
 try:
     child = Forked("orphan", lambda channel: channel.receive())
     child._channel.close()
-    os.waitpid(child._pid, 0)
+    os.waitpid(-1, 0)
 finally:
     os.write(1, b"the parent's code\\n")
 """
