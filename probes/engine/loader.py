@@ -12,6 +12,7 @@ import ctypes as ct
 import importlib.resources
 import os
 import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -112,10 +113,12 @@ def import_bcc() -> ModuleType:
     Raises:
         MissingPieceError: with the line that installs it.
     """
-    try:
-        import bcc
-    except ImportError:
-        return _import_from_distribution()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # bcc 0.26 on Python 3.12
+        try:
+            import bcc
+        except ImportError:
+            return _import_from_distribution()
     return cast("ModuleType", bcc)
 
 

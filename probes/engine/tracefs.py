@@ -11,31 +11,26 @@ from pathlib import Path
 from tcptrace.probes.engine.errors import MissingPieceError
 
 TRACEFS = Path("/sys/kernel/tracing")
-DEBUGFS = Path("/sys/kernel/debug")
 
 _FIELD = re.compile(r"field:(?P<declaration>[^;]+);\s*offset:(?P<offset>\d+);")
 
 
 def ensure_mounted() -> None:
-    """Mount tracefs, and debugfs below which BCC looks for formats, where they are not.
+    """Mount tracefs where it is not.
 
     Raises:
         MissingPieceError: with the line that mounts it, when that is refused.
     """
-    _mount("tracefs", TRACEFS, TRACEFS / "events")
-    _mount("debugfs", DEBUGFS, DEBUGFS / "tracing" / "events")
-
-
-def _mount(kind: str, where: Path, witness: Path) -> None:
+    witness = TRACEFS / "events"
     if _is_there(witness):
         return
     libc = ct.CDLL(None, use_errno=True)
-    if libc.mount(b"none", bytes(where), kind.encode(), 0, None) == 0 and _is_there(witness):
+    if libc.mount(b"none", bytes(TRACEFS), b"tracefs", 0, None) == 0 and _is_there(witness):
         return
     reason = os.strerror(ct.get_errno()) if ct.get_errno() else "it has no events/ below it"
     raise MissingPieceError(
-        f"{kind} is not mounted at {where}, and mounting it failed: {reason}",
-        help=f"Mount it once:  sudo mount -t {kind} none {where}\n"
+        f"tracefs is not mounted at {TRACEFS}, and mounting it failed: {reason}",
+        help=f"Mount it once:  sudo mount -t tracefs none {TRACEFS}\n"
         "In a container, do that on the host and pass -v /sys/kernel:/sys/kernel.",
     )
 

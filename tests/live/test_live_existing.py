@@ -352,11 +352,12 @@ def test_handover_under_churn(programs, ns, family, trace, filtered):
         made, served = churn.finish()
     finally:
         churn.kill()
-    assert made == served > 1000
+    assert made == served > 100
     running.story(listener)  # the last thing that happens
     stream = running.stop()
     check_stream(stream)
-    assert not broken_chains(stream)
+    broken = broken_chains(stream)
+    assert not broken, "\n".join(map(str, broken[:20]))
     check_ends(stream)
     check_owners(stream, churn)
 
