@@ -202,6 +202,7 @@ int adopt(struct bpf_raw_tracepoint_args *ctx)
 	u64 task = task_of_pidfd(ctx->args[0], tgid), file, socket = 0, sk = 0;
 	struct tracked fresh = {}, *entry;
 	struct head h;
+	bool wanted;
 
 	if (!task)
 		return ADOPT_NO_TASK;
@@ -211,7 +212,10 @@ int adopt(struct bpf_raw_tracepoint_args *ctx)
 	READ(socket, file, O_file__private_data);
 	READ(sk, socket, O_socket__sk);
 	sk = tcp_sk(sk);
-	if (!head_read(&h, sk) || !is_tcp(sk) || !socket_is_wanted(sk, &h))
+	if (!head_read(&h, sk) || !is_tcp(sk))
+		return ADOPT_NOT_WANTED;
+	wanted = socket_is_wanted(sk, &h);
+	if (!wanted && HEAD(&h, u8, skc_state) != TCP_LISTEN)
 		return ADOPT_NOT_WANTED;
 	entry = find_tracked(sk, HEAD(&h, u64, skc_cookie));
 	if (entry && still_the_same(&entry->owner) &&
@@ -226,5 +230,5 @@ int adopt(struct bpf_raw_tracepoint_args *ctx)
 	if (HEAD(&h, u8, skc_state) != TCP_LISTEN)
 		return ADOPT_DONE;
 	adopt_listener(sk, &h, !entry);
-	return ADOPT_DONE_LISTENER;
+	return wanted ? ADOPT_DONE_LISTENER : ADOPT_ONLY_LISTENER;
 }

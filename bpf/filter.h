@@ -58,18 +58,26 @@ static __always_inline bool ports_are_wanted(struct head *h)
 #endif
 }
 
+static __always_inline bool prefix_is_wanted(const u64 *address)
+{
+	struct prefix key = {.bits = 128};
+
+	__builtin_memcpy(key.address, address, sizeof(key.address));
+	return wanted_prefixes.lookup(&key) != NULL;
+}
+
 static __always_inline bool addresses_are_wanted(struct head *h)
 {
 #if defined(FILTER_FAMILY) || defined(FILTER_PREFIXES)
-	struct prefix source = {.bits = 128}, target = {.bits = 128};
+	u64 source[2], target[2]; /* aligned, which struct prefix is not */
 
-	head_addresses(h, source.address, target.address);
+	head_addresses(h, (u8 *)source, (u8 *)target);
 #ifdef FILTER_FAMILY
-	if (is_mapped_ipv4(source.address) != (FILTER_FAMILY == AF_INET))
+	if (is_mapped_ipv4((u8 *)source) != (FILTER_FAMILY == AF_INET))
 		return false;
 #endif
 #ifdef FILTER_PREFIXES
-	if (!wanted_prefixes.lookup(&source) && !wanted_prefixes.lookup(&target))
+	if (!prefix_is_wanted(source) && !prefix_is_wanted(target))
 		return false;
 #endif
 #endif

@@ -63,11 +63,14 @@ static __always_inline void tell(struct tracked *entry, struct child *child, u64
 }
 
 /* In whose name is a socket told that the table does not know? */
-static __always_inline bool stranger_is_wanted(struct child *child, u64 sk)
+static __always_inline bool stranger_is_wanted(struct child *child, u64 sk, struct head *h)
 {
 	if (TRACE_ALL_OWNERS || inventory_is_running())
 		return is_tcp(sk);
-	return child && child->listener_pid && !socket_of(sk);
+	if (!child || !child->listener_pid || socket_of(sk))
+		return false;
+	/* No socket any more: a process that is not traced has accepted and closed it. */
+	return !(HEAD(h, u64, skc_flags) & (1ULL << SOCK_DEAD));
 }
 
 static __always_inline struct tracked *note_listener(struct tracked *entry, u64 sk, struct head *h,
@@ -88,6 +91,7 @@ static __always_inline void state_changes(u64 sk, u32 old_state, u32 new_state)
 	struct child *child = NULL;
 	struct tracked *entry;
 	struct head h;
+	bool wanted;
 
 	if (!head_read(&h, sk))
 		return;
@@ -95,17 +99,21 @@ static __always_inline void state_changes(u64 sk, u32 old_state, u32 new_state)
 		child_is_born(sk, &h); /* its addresses are not set yet: filtered from here on */
 		return;
 	}
-	if (!socket_is_wanted(sk, &h))
+	wanted = socket_is_wanted(sk, &h);
+	/* A listener is known also if it is not told: its children may be wanted. */
+	if (!wanted && old_state != TCP_LISTEN && new_state != TCP_LISTEN)
 		return;
 	entry = find_tracked(sk, HEAD(&h, u64, skc_cookie));
 	entry = note_listener(entry, sk, &h, old_state, new_state);
+	if (!wanted)
+		return;
 	if (!entry) {
 		child = children.lookup(&sk);
 		if (child && new_state == TCP_ESTABLISHED) {
 			child_is_established(child, sk, &h);
 			return;
 		}
-		if (!stranger_is_wanted(child, sk))
+		if (!stranger_is_wanted(child, sk, &h))
 			return;
 	}
 	tell(entry, child, sk, &h, old_state, new_state);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,8 @@ def filters(function: Function) -> Function:
 def chosen(values: dict[str, Any], *, command: bool) -> Filters:
     """The Filters of what click collected. ``command``: a process is started for this run."""
     by_pid = bool(values["pid"] or command)
+    if values["follow"] and not by_pid:
+        raise click.BadParameter("-f follows the children of -p PID or of a command")
     return Filters(
         pids=frozenset(values["pid"]),
         follow=values["follow"] or command,
@@ -123,8 +126,9 @@ class _Namespaces(_List):
     def _one(self, part: str) -> tuple[int, ...]:
         if part.isdigit():
             return (int(part),)
+        nsfs = Path("/proc/self/ns/net").stat().st_dev
         for path in (Path(part), Path("/run/netns") / part):
-            if path.is_absolute() and path.exists():
+            if path.is_absolute() and path.exists() and path.stat().st_dev == nsfs:
                 return (path.stat().st_ino,)
         raise click.BadParameter(f"no network namespace {part!r} (see: ip netns; lsns -t net)")
 
@@ -138,6 +142,21 @@ class _Cgroups(_List):
             if path.is_absolute() and (path / "cgroup.procs").is_file():
                 return (path.stat().st_ino,)
         raise click.BadParameter(f"no cgroup {part!r} below {root or '/sys/fs/cgroup'}")
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A span of time; ``nan`` and ``inf``, which float() would take, are not."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not (math.isfinite(seconds) and seconds > 0):
+            self.fail(f"{value!r} is not a number of seconds above 0", param, ctx)
+        return seconds
 
 
 def _thread_group(pid: int) -> int:

@@ -101,8 +101,8 @@ class Run:
             self.tracer.trace_also(self.spawned.pid)
         first = self.tracer.start()
         start = self.publisher.start(self.tracer.standing.described())
+        self.ready.signal()  # before the first write, which may block on a full pipe
         self.sink.write([start, *self.publisher.publish(first)])
-        self.ready.signal()
         if self.spawned:
             self.spawned.go()
 

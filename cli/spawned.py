@@ -12,16 +12,19 @@ from tcptrace.probes.engine.errors import UsageError
 
 
 class Spawned:
-    """A forked child that waits for ``go`` before it becomes the command."""
+    """A forked child that waits for ``go`` before it becomes the command.
 
-    def __init__(self, command: Sequence[str]) -> None:
+    ``to_stderr``: what the command prints must not get between the events.
+    """
+
+    def __init__(self, command: Sequence[str], *, to_stderr: bool) -> None:
         if shutil.which(command[0]) is None:
             raise UsageError(f"there is no command {command[0]!r}")
         self._gate, gate = os.pipe()
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _become(command, gate, self._gate)
+            _become(command, gate, self._gate, to_stderr)
         os.close(self._gate)
         self._gate = gate
         self.pidfd = os.pidfd_open(self.pid)
@@ -53,12 +56,14 @@ class Spawned:
         os.close(self.pidfd)
 
 
-def _become(command: Sequence[str], unused: int, gate: int) -> None:
+def _become(command: Sequence[str], unused: int, gate: int, to_stderr: bool) -> None:
     """In the child: wait, then exec; never returns."""
     os.close(unused)
     if not os.read(gate, 1):  # the tracer gave up
         os._exit(1)
     os.close(gate)
+    if to_stderr:
+        os.dup2(2, 1)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and exec inherits that
     try:
         os.execvp(command[0], list(command))  # noqa: S606 (the user's own command)

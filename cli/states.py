@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from tcptrace.cli import options
+from tcptrace.cli.options import Seconds
 from tcptrace.cli.privileges import require_privileges
 from tcptrace.cli.run import Limits, Ready, Run
 from tcptrace.cli.sinks.base import LineWriter, Sink
@@ -32,7 +33,7 @@ from tcptrace.probes.tracer import Options, Tracer
     help="Text for a person, ndjson for a pipeline.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file.")
-@click.option("--duration", type=click.FloatRange(min=0, min_open=True), help="Stop after seconds.")
+@click.option("--duration", type=Seconds(), help="Stop after seconds.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many transitions.")
 @click.option("--existing/--no-existing", default=True, help="First show the sockets there are.")
 @click.option("--fail-on-loss", is_flag=True, help="Exit with 6 if any event was lost.")
@@ -57,7 +58,7 @@ def command(command_line: tuple[str, ...], **values: Any) -> None:
     filters = options.chosen(values, command=bool(command_line))
     _check_output(values)
     require_privileges()
-    spawned = Spawned(command_line) if command_line else None
+    spawned = Spawned(command_line, to_stderr=not values["output"]) if command_line else None
     try:
         lost = _trace(filters, spawned, values)
     finally:

@@ -51,7 +51,7 @@ class Publisher:
                 "machine": platform.machine(),
                 "command": shlex.join(["tcptrace", *sys.argv[1:]]),
                 "rungs": rungs,
-                "monotonic_ns": self._clock.monotonic_ns,
+                "monotonic_ns": str(self._clock.monotonic_ns),
             }
         )
 

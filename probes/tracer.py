@@ -191,9 +191,9 @@ class Tracer:
             if not holder or not found.row.inode:
                 continue
             outcome = self._adopt(holder, found.row.inode)
-            if outcome == Adopt.DONE_LISTENER:
+            if outcome in (Adopt.DONE_LISTENER, Adopt.ONLY_LISTENER):
                 self._adopt_queue(holder.pid)
-            elif outcome == Adopt.NOT_WANTED:
+            if outcome in (Adopt.NOT_WANTED, Adopt.ONLY_LISTENER):
                 self._unwanted.add(found.row.inode)
 
     def _adopt_queue(self, listener_pid: int) -> None:

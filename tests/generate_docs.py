@@ -30,6 +30,8 @@ _PART = re.compile(
     r"(?P<begin><!-- generated: (?P<name>[^>]+?) -->\n).*?(?P<end><!-- /generated -->)", re.DOTALL
 )
 
+_TYPES = {"strings": "array of strings"}
+
 
 def help_text(name: str) -> str:
     """What ``tcptrace NAME --help`` prints, 80 columns wide."""
@@ -69,7 +71,7 @@ def _renewed(text: str) -> str:
 
 def _table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cell for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def _help(name: str) -> Callable[[], str]:
@@ -82,7 +84,7 @@ def _fields(fields: Iterable[Field]) -> str:
         (
             (
                 f"`{field.name}`",
-                field.kind + (" or null" if field.nullable else ""),
+                _TYPES.get(field.kind, field.kind) + (" or null" if field.nullable else ""),
                 field.says,
                 ", ".join(f"`{value}`" for value in field.values),
             )

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from tcptrace.probes.engine.errors import TcptraceError
+
 ATOMIC_BYTES = 4096
 """PIPE_BUF: a write of up to so many bytes to a pipe is never torn."""
 
@@ -42,5 +44,10 @@ class LineWriter:
 
     def _flush(self, piece: bytearray) -> None:
         view = memoryview(piece)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise TcptraceError(f"cannot write the events: {error.strerror}") from error

@@ -90,6 +90,8 @@ class Adopt(enum.IntEnum):
     NO_ROOM = 6
     DONE_LISTENER = 7
     """Done, and its accept queue can be adopted next."""
+    ONLY_LISTENER = 8
+    """The same, but the listener itself is filtered out."""
 
 
 class Setting(enum.IntEnum):

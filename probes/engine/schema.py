@@ -131,7 +131,7 @@ START = (
     _always("machine", "string", "processor architecture"),
     _always("command", "string", "the command line"),
     _always("rungs", "strings", "which hook each fact stands on"),
-    _always("monotonic_ns", "integer", "CLOCK_MONOTONIC at ts, to join with other tools"),
+    _always("monotonic_ns", "string", "CLOCK_MONOTONIC at ts, to join with other tools"),
 )
 
 LOSS = (
@@ -202,7 +202,6 @@ def _event_schema(name: str, fields: tuple[Field, ...]) -> dict[str, Any]:
         "type": "object",
         "properties": properties,
         "required": [field.name for field in fields],
-        "additionalProperties": False,
     }
 
 

@@ -1,4 +1,4 @@
-"""What cannot work is said in one clear line, with the documented exit code, and nothing attached."""
+"""What cannot work is said in one clear line, with the documented exit code."""
 
 from __future__ import annotations
 
@@ -145,5 +145,3 @@ def test_netns_of_a_removed_name():
     namespace = Namespace()
     namespace.remove()
     check_refusal(states_with("--netns", namespace.name), 2, namespace.name)
-
-

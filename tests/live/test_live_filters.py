@@ -354,7 +354,7 @@ def test_all_filters_must_hold(servers, client, trace):
 
 def test_reused_pid_is_not_followed(servers, client, puppet, family, trace):
     """-p named a process, not a number: who gets the number later is not traced."""
-    first, second = servers
+    first, _ = servers
     named = puppet().fork()
     running = trace("-p", f"{named.pid},{first.pid}")
     named.exit()

@@ -25,7 +25,7 @@ def oracle():
     return Oracle(btf.VMLINUX)
 
 
-@pytest.mark.parametrize("path", offsets.REQUIRED + offsets.OPTIONAL)
+@pytest.mark.parametrize("path", offsets.REQUIRED + offsets.OPTIONAL + offsets.MPTCP)
 def test_every_offset_that_the_c_half_reads_is_what_the_file_says(kernel, oracle, path):
     found = kernel.field(path)
     assert (found.offset if found else None) == oracle.offset(path)

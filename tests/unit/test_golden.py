@@ -3,9 +3,7 @@
 The files are made by ``python -m tests.unit.golden.record``, see there.
 """
 
-import ctypes as ct
 import json
-import re
 from pathlib import Path
 
 import jsonschema
@@ -13,13 +11,10 @@ import pytest
 
 from tcptrace.probes.engine.layout import Layout
 from tcptrace.probes.engine.schema import json_schema
+from tests.unit.c_text import c_struct
 from tests.unit.golden.replay import LINES, RECORDS, recorded_layout, replay, rows
 
 RECORD_H = Path(__file__).parents[2] / "bpf" / "record.h"
-C_TYPES = {
-    **{"u8": ct.c_ubyte, "u16": ct.c_ushort, "u32": ct.c_uint, "u64": ct.c_ulonglong},
-    **{"s32": ct.c_int, "char": ct.c_char},
-}
 
 
 def lines():
@@ -66,18 +61,6 @@ def test_the_recording_holds_what_it_was_made_for():
     reasons = {event.get("reason") for event in lines()}
     assert reasons >= {"rst_sent_linger", "rst_sent_unread", "rst_received", "refused"}
     assert reasons >= {"accept", "handshake", "listener_closed", "fin_received"}
-
-
-def c_struct(text, name):
-    """The fields of a C struct as a ctypes structure."""
-    body = re.search(rf"struct {name} \{{(.*?)\n\}};", text, re.DOTALL)[1]
-    body = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)
-    found = re.findall(r"(\w+)\s+(\w+)(?:\[(\d+)\])?;", body)
-    fields = [
-        (field, C_TYPES[kind] * int(count) if count else C_TYPES[kind])
-        for kind, field, count in found
-    ]
-    return type(name, (ct.Structure,), {"_fields_": fields})
 
 
 def test_the_struct_of_the_c_half_is_still_the_recorded_one():

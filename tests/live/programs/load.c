@@ -1,10 +1,11 @@
 /*
  * Many short connections, counted.
- *   load server ADDRESS          prints its port; takes connections until stdin
- *                                ends, closing each after the peer's FIN; prints how many
- *   load client ADDRESS PORT N   makes N, one after the other (0: until a line
- *                                comes on stdin, unhurried); prints how many
- * Both wait for a line on stdin before they start to work.
+ *   load server ADDRESS [greet]         prints its port; takes connections until stdin
+ *                                       ends, closing each after the peer's FIN; prints how many
+ *   load client ADDRESS PORT N [greet]  makes N, one after the other (0: until a line
+ *                                       comes on stdin, unhurried); prints how many
+ * Both wait for a line on stdin before they start to work. With greet the server sends
+ * a byte and the client waits for it: it never closes before the server has accepted.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -54,25 +55,26 @@ static int listen_on(const char *address_text)
 	return fd;
 }
 
-static void serve_one(int listener)
+static void serve_one(int listener, int greet)
 {
-	char byte;
+	char byte = 'g';
 	int fd = accept(listener, NULL, NULL);
 
 	check(fd < 0, "accept");
+	check(greet && write(fd, &byte, 1) != 1, "write");
 	while (read(fd, &byte, 1) > 0)
 		;
 	close(fd);
 }
 
-static long serve(int listener)
+static long serve(int listener, int greet)
 {
 	struct pollfd both[] = {{.fd = listener, .events = POLLIN}, {.fd = 0, .events = POLLIN}};
 	long served = 0;
 
 	while (poll(both, 2, -1) > 0) {
 		if (both[0].revents) {
-			serve_one(listener);
+			serve_one(listener, greet);
 			served++;
 		} else {
 			break; /* nobody waits, and stdin has ended */
@@ -88,16 +90,18 @@ static int told_to_stop(void)
 	return poll(&one, 1, 0) == 1;
 }
 
-static long visit(const char *address_text, int port, long wanted)
+static long visit(const char *address_text, int port, long wanted, int greet)
 {
 	struct sockaddr_storage address;
 	socklen_t length = address_of(address_text, port, &address);
 	long made = 0;
+	char byte;
 
 	for (; wanted ? made < wanted : !told_to_stop(); made++) {
 		int fd = socket(address.ss_family, SOCK_STREAM, 0);
 
 		check(connect(fd, (void *)&address, length), "connect");
+		check(greet && read(fd, &byte, 1) != 1, "read");
 		close(fd);
 		if (!wanted)
 			usleep(200);
@@ -120,11 +124,11 @@ int main(int argc, char **argv)
 		int listener = listen_on(argv[2]);
 
 		wait_for_go();
-		printf("%ld\n", serve(listener));
+		printf("%ld\n", serve(listener, argc > 3));
 		return 0;
 	}
 	printf("client\n");
 	wait_for_go();
-	printf("%ld\n", visit(argv[2], atoi(argv[3]), atol(argv[4])));
+	printf("%ld\n", visit(argv[2], atoi(argv[3]), atol(argv[4]), argc > 5));
 	return 0;
 }
