@@ -11,6 +11,7 @@ static __always_inline void found_in_hand(u64 sk, s32 fd, u8 how)
 	struct state_record *r;
 	struct child *child;
 	struct head h;
+	u32 state;
 
 	if (!head_read(&h, sk) || !is_tcp(sk) || !socket_is_wanted(sk, &h))
 		return;
@@ -23,10 +24,13 @@ static __always_inline void found_in_hand(u64 sk, s32 fd, u8 how)
 	entry = track(sk, &fresh);
 	if (!entry || !comm_is_wanted(entry->owner.comm))
 		return;
-	r = record_reserve();
-	if (!r)
+	r = record_reserve(child ? held_back(child) : 1);
+	if (!r) {
+		children.delete(&sk);
 		return;
-	fill_transition(r, sk, &h, HEAD(&h, u8, skc_state), HEAD(&h, u8, skc_state));
+	}
+	state = child && child->state ? child->state : HEAD(&h, u8, skc_state);
+	fill_transition(r, sk, &h, state, state);
 	r->facts |= FACT_TRACKED | FACT_VERIFIED;
 	r->cookie = entry->cookie;
 	r->kind = child ? KIND_ACCEPTED : KIND_EXISTING;
@@ -50,11 +54,12 @@ int tell_child(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	if (!TRACE_ALL_OWNERS && !child->listener_pid && !socket_of(sk))
 		return 0;
-	r = record_reserve();
+	r = record_reserve(0); /* it can be told the next time */
 	if (!r)
 		return 0;
 	fill_transition(r, sk, &h, HEAD(&h, u8, skc_state), HEAD(&h, u8, skc_state));
 	r->kind = KIND_WAITING;
+	r->facts |= FACT_CHILD;
 	fill_child(r, child, sk);
 	events.ringbuf_submit(r, 0);
 	return 1;
@@ -67,8 +72,6 @@ int on_accept_exit(void *ctx)
 	u64 file, socket = 0, sk = 0;
 	s64 fd = 0;
 
-	if (!pid_is_traced(current_tgid()))
-		return 0;
 	fd = *(s64 *)(ctx + O_sys_exit_accept__ret);
 	if (fd < 0)
 		return 0;
@@ -77,7 +80,11 @@ int on_accept_exit(void *ctx)
 		return 0;
 	READ(socket, file, O_file__private_data);
 	READ(sk, socket, O_socket__sk);
-	found_in_hand(tcp_sk(sk), fd, HOW_ACCEPT);
+	sk = tcp_sk(sk);
+	if (pid_is_traced(current_tgid()))
+		found_in_hand(sk, fd, HOW_ACCEPT);
+	else
+		children.delete(&sk);
 	return 0;
 }
 #endif

@@ -12,7 +12,7 @@ struct child {
 	u32 listener_pid;
 	u32 cpu_pid;
 	u32 told;
-	u32 pad;
+	u32 state; /* by the transitions seen: the tracepoint fires before sk_state changes */
 };
 
 BPF_HASH(children, u64, struct child, MAX_CHILDREN);
@@ -22,6 +22,7 @@ static __always_inline void child_is_born(u64 sk, struct head *h)
 {
 	struct child fresh = {.syn_recv_ns = bpf_ktime_get_ns()};
 
+	sockets.delete(&sk); /* a leftover of an earlier socket at this address */
 	if (!TRACE_ALL_OWNERS && !port_has_listener(h) && !inventory_is_running())
 		return;
 	if (children.update(&sk, &fresh))
@@ -35,10 +36,19 @@ static __always_inline void child_is_established(struct child *child, u64 sk, st
 
 	child->established_ns = child->since_ns = bpf_ktime_get_ns();
 	child->cpu_pid = current_tgid();
+	child->state = TCP_ESTABLISHED;
 	if (!entry)
 		return;
 	child->listener_pid = entry->owner.pid;
 	child->listener_start_ns = entry->owner.start_ns;
+}
+
+/* How many transitions are held back. */
+static __always_inline u32 held_back(struct child *child)
+{
+	if (!child || child->told)
+		return 0;
+	return child->established_ns ? 2 : 1;
 }
 
 /*
@@ -58,6 +68,6 @@ static __always_inline void fill_child(struct state_record *r, struct child *chi
 	r->established_ns = kept.established_ns;
 	r->held_cpu_pid = kept.cpu_pid;
 	kept.told = 1;
-	if (!socket_of(sk)) /* else it has just been accepted */
+	if (!socket_of(sk)) /* else accept() is at work on it */
 		children.insert(&sk, &kept);
 }

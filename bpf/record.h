@@ -45,12 +45,13 @@ struct state_record {
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 BPF_ARRAY(layout_state_record, struct state_record, 1); /* never written: tells the layout */
 
-static __always_inline struct state_record *record_reserve(void)
+/* `carries`: how many events are lost if there is no room. */
+static __always_inline struct state_record *record_reserve(u32 carries)
 {
 	struct state_record *record = events.ringbuf_reserve(sizeof(struct state_record));
 
 	if (!record)
-		counts.increment(COUNT_RING_FULL);
+		counts.increment(COUNT_RING_FULL, carries);
 	return record;
 }
 

@@ -38,18 +38,23 @@ static __always_inline void entry_moves(struct tracked *entry, struct state_reco
 
 static __always_inline void child_moves(struct child *child, struct state_record *r, u64 sk)
 {
-	fill_child(r, child, sk);
+	r->facts |= FACT_CHILD;
 	r->since_ns = child->since_ns;
 	child->since_ns = r->ts_ns;
+	child->state = r->new_state;
+	fill_child(r, child, sk);
 }
 
 static __always_inline void tell(struct tracked *entry, struct child *child, u64 sk, struct head *h,
 				 u32 old_state, u32 new_state)
 {
-	struct state_record *r = record_reserve();
+	struct state_record *r = record_reserve(1 + (entry ? 0 : held_back(child)));
 
-	if (!r)
+	if (!r) {
+		if (!entry && child)
+			child->told = 1; /* counted as lost */
 		return;
+	}
 	fill_transition(r, sk, h, old_state, new_state);
 	r->kind = KIND_STATE;
 	if (entry)
@@ -67,10 +72,9 @@ static __always_inline bool stranger_is_wanted(struct child *child, u64 sk, stru
 {
 	if (TRACE_ALL_OWNERS || inventory_is_running())
 		return is_tcp(sk);
-	if (!child || !child->listener_pid || socket_of(sk))
-		return false;
-	/* No socket any more: a process that is not traced has accepted and closed it. */
-	return !(HEAD(h, u64, skc_flags) & (1ULL << SOCK_DEAD));
+	/* Also while accept() is at work on it; if it is dead, a process that is not traced
+	 * has accepted and closed it. */
+	return child && child->listener_pid && !(HEAD(h, u64, skc_flags) & (1ULL << SOCK_DEAD));
 }
 
 static __always_inline struct tracked *note_listener(struct tracked *entry, u64 sk, struct head *h,

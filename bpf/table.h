@@ -12,7 +12,7 @@ struct tracked {
 
 BPF_HASH(sockets, u64, struct tracked, MAX_SOCKETS);
 
-/* What was dropped, by cause; user space reports it (COUNT_x from probes/engine/records.py). */
+/* What was dropped, by cause; user space reports it (COUNT_x from probes/engine/constants.py). */
 BPF_PERCPU_ARRAY(counts, u64, COUNT_SLOTS);
 
 /* SETTING_WINDOW: 1 from attach until the inventory is in the table (no gap in between). */

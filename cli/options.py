@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +16,8 @@ from tcptrace.probes.enrich import procfs
 from tcptrace.probes.filters import PORT_LOCAL, PORT_REMOTE, Filters, Network
 from tcptrace.probes.rungs import cgroup2_root
 
+_DIGITS = 16
 _MAX_PORTS = 1024  # size of the kernel's map, bpf/filter.h
-_COMM_BYTES = 15
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -62,13 +63,18 @@ class _List(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         raise NotImplementedError
 
 
+def _number(text: str) -> int | None:
+    """Plain decimal digits of a size that makes sense."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < _DIGITS else None
+
+
 class _Pids(_List):
     name = "pid[,pid]"
 
     def _one(self, part: str) -> tuple[int, ...]:
-        if not part.isdigit():
+        pid = _number(part)
+        if pid is None:
             raise click.BadParameter(f"{part!r} is not a process id")
-        pid = int(part)
         if procfs.process(pid) is None:
             raise click.BadParameter(f"there is no process {pid}")
         leader = _thread_group(pid)
@@ -82,9 +88,9 @@ class _Ports(_List):
 
     def _one(self, part: str) -> tuple[int, ...]:
         low, dash, high = part.partition("-")
-        if not low.isdigit() or (dash and not high.isdigit()):
+        first, last = _number(low), _number(high if dash else low)
+        if first is None or last is None:
             raise click.BadParameter(f"{part!r} is not a port or a range of ports")
-        first, last = int(low), int(high or low)
         if not 1 <= first <= last <= 65535:
             raise click.BadParameter(f"{part} is not within 1 to 65535")
         if last - first >= _MAX_PORTS:
@@ -117,15 +123,16 @@ class _Comms(_List):
     name = "name[,name]"
 
     def _one(self, part: str) -> tuple[str, ...]:
-        return (part.encode()[:_COMM_BYTES].decode(errors="ignore"),)
+        return (part,)
 
 
 class _Namespaces(_List):
     name = "name|path|inode"
 
     def _one(self, part: str) -> tuple[int, ...]:
-        if part.isdigit():
-            return (int(part),)
+        inode = _number(part)
+        if inode is not None and inode < 1 << 32:
+            return (inode,)
         nsfs = Path("/proc/self/ns/net").stat().st_dev
         for path in (Path(part), Path("/run/netns") / part):
             if path.is_absolute() and path.exists() and path.stat().st_dev == nsfs:
@@ -138,10 +145,12 @@ class _Cgroups(_List):
 
     def _one(self, part: str) -> tuple[int, ...]:
         root = cgroup2_root()
-        for path in (Path(part), Path(root or "/sys/fs/cgroup") / part.lstrip("/")):
-            if path.is_absolute() and (path / "cgroup.procs").is_file():
+        if root is None:
+            raise click.BadParameter("there is no cgroup2 mount (it takes version 2)")
+        for path in (Path(part), Path(root) / part.lstrip("/")):
+            if path.is_absolute() and path.is_dir() and path.stat().st_dev == os.stat(root).st_dev:
                 return (path.stat().st_ino,)
-        raise click.BadParameter(f"no cgroup {part!r} below {root or '/sys/fs/cgroup'}")
+        raise click.BadParameter(f"no cgroup {part!r} below {root}")
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -161,7 +170,7 @@ class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 def _thread_group(pid: int) -> int:
     try:
-        text = (procfs.PROC / str(pid) / "status").read_text()
+        text = (procfs.PROC / str(pid) / "status").read_text(errors="replace")
     except OSError:
         return pid
     return next(

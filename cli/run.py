@@ -158,6 +158,7 @@ class Run:
 
     def _drain(self) -> None:
         """What was on its way when the end came: hooks off first, so that it does end."""
+        self.tracer.tell_waiting_children(at_once=True)
         self.tracer.detach()
         self._write_events(self.tracer.rest())
         self._write_losses()

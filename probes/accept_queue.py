@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from tcptrace.probes.enrich.owner import NOT_ACCEPTED
+from tcptrace.probes.engine.constants import Fact
 from tcptrace.probes.states import Event
 
 PATIENCE_S = 0.1
@@ -46,7 +46,9 @@ class AcceptQueue:
     def _is_another(self, socket: int, event: Event) -> bool:
         """The kernel may give the address to a new socket at once: the cookie tells."""
         kept = self._kept.get(socket)
-        return kept is not None and kept[0]["cookie"] != event["cookie"]
+        if kept is None or not (_is_real(kept[0]["cookie"]) and _is_real(event["cookie"])):
+            return False
+        return bool(kept[0]["cookie"] != event["cookie"])
 
     def overdue(self) -> Iterator[Event]:
         """Those whose moment has passed."""
@@ -64,10 +66,15 @@ class AcceptQueue:
         return self._kept.pop(socket, [])
 
 
+def _is_real(cookie: str | None) -> bool:
+    """Numbered by the kernel, and so not to be had by two sockets."""
+    return bool(cookie) and not str(cookie).startswith("t")
+
+
 def _can_wait(event: Event) -> bool:
     """Somebody may still accept it, and that within a moment."""
     return (
-        event["owner_unknown"] == NOT_ACCEPTED
+        bool(event["facts"] & Fact.CHILD)
         and event["event"] == "state"
         and event["new_state"] != "CLOSE"
         and not event["waited_long"]
@@ -83,4 +90,4 @@ def _with_owner(earlier: Event, event: Event) -> Event:
         if event["accepted_ns"]:
             earlier["accept_wait_us"] = (event["accepted_ns"] - earlier["ts_ns"]) // 1000
     listener = {"listener_pid": None, "listener_comm": None}
-    return earlier | owner | listener | {"owner_unknown": None}
+    return earlier | owner | listener | {"owner_unknown": None, "uncertain": False}

@@ -17,7 +17,9 @@ def existing_event(found: Found, first_transition: Event | None) -> Event | None
     """The event; None if the socket was born in the window, whose transitions tell it."""
     row = found.row
     state = TcpState(row.state).name
-    if first_transition is not None and first_transition["event"] == "state":
+    if first_transition is not None:
+        if first_transition["event"] == "existing":  # told by the kernel half itself
+            return None
         state = first_transition["old_state"]
         if state in _BIRTHS and first_transition["new_state"] != "CLOSE":
             return None
@@ -68,8 +70,6 @@ def _owner(found: Found) -> dict[str, Any]:
 
 
 def _unknown(found: Found) -> str | None:
-    if found.holders:
-        return None
     if found.unaccepted:
         return owner.NOT_ACCEPTED
     if not found.row.inode:

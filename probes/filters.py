@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -66,17 +67,22 @@ class Filters:
         for network in self.networks:
             yield "wanted_prefixes", prefix_key(network), one
         for comm in self.comms:
-            yield "wanted_comms", comm.encode()[:15].ljust(16, b"\0"), one
+            yield "wanted_comms", comm_key(comm), one
 
     def wants_row(self, sport: int, dport: int, saddr: str, daddr: str, netns: int) -> bool:
         """The socket's part of the same decision, for rows of the inventory."""
-        ends = ipaddress.ip_address(saddr), ipaddress.ip_address(daddr)
+        wire_family = 6 if ":" in saddr else 4
         return (
-            (not self.family or ends[0].version == self.family)
+            (not self.family or wire_family == self.family)
             and (not self.netns or netns in self.netns)
             and (not self.ports or self._wants_ports(sport, dport))
-            and (not self.networks or any(end in net for net in self.networks for end in ends))
+            and (not self.networks or self._wants_address(saddr) or self._wants_address(daddr))
         )
+
+    def _wants_address(self, text: str) -> bool:
+        """As the kernel's map does it: both families in one space of 128 bits."""
+        address = _as_ipv6(ipaddress.ip_address(text).packed)
+        return any(_contains(prefix_key(network), address) for network in self.networks)
 
     def wants_state(self, *states: int) -> bool:
         return not self.states or any(state in self.states for state in states)
@@ -86,9 +92,22 @@ class Filters:
         return bool(local & PORT_LOCAL or remote & PORT_REMOTE)
 
 
+def comm_key(comm: str) -> bytes:
+    """As the kernel keeps a name: 15 bytes and a NUL."""
+    return os.fsencode(comm)[:15].ljust(16, b"\0")
+
+
 def prefix_key(network: Network) -> bytes:
     """A longest-prefix-match key; IPv4 lies at ::ffff:0:0/96."""
-    packed, bits = network.network_address.packed, network.prefixlen
-    if network.version == 4:
-        packed, bits = b"\0" * 10 + b"\xff\xff" + packed, bits + 96
-    return struct.pack("=I", bits) + packed
+    offset = 96 if network.version == 4 else 0
+    packed = _as_ipv6(network.network_address.packed)
+    return struct.pack("=I", network.prefixlen + offset) + packed
+
+
+def _as_ipv6(packed: bytes) -> bytes:
+    return packed if len(packed) == 16 else b"\0" * 10 + b"\xff\xff" + packed
+
+
+def _contains(key: bytes, address: bytes) -> bool:
+    shift = 128 - int(struct.unpack_from("=I", key)[0])
+    return int.from_bytes(key[4:], "big") >> shift == int.from_bytes(address, "big") >> shift

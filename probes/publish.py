@@ -14,7 +14,8 @@ import tcptrace
 from tcptrace.probes.engine import schema
 from tcptrace.probes.engine.constants import TcpState
 from tcptrace.probes.enrich.clock import NS, Clock
-from tcptrace.probes.filters import Filters
+from tcptrace.probes.enrich.procfs import comm_text
+from tcptrace.probes.filters import Filters, comm_key
 from tcptrace.probes.states import Event
 
 _NAMES = {kind: tuple(field.name for field in fields) for kind, fields in schema.EVENTS.items()}
@@ -25,6 +26,7 @@ class Publisher:
 
     def __init__(self, filters: Filters) -> None:
         self._filters = filters
+        self._comms = {comm_text(comm_key(comm)) for comm in filters.comms}
         self._clock = Clock()
         self._seq = 0
         self._started_ns = time.monotonic_ns()
@@ -49,7 +51,7 @@ class Publisher:
                 "host": socket.gethostname(),
                 "kernel": system.release,
                 "machine": platform.machine(),
-                "command": shlex.join(["tcptrace", *sys.argv[1:]]),
+                "command": _printable(shlex.join(["tcptrace", *sys.argv[1:]])),
                 "rungs": rungs,
                 "monotonic_ns": str(self._clock.monotonic_ns),
             }
@@ -103,5 +105,11 @@ class Publisher:
         return self._filters.wants_state(*(TcpState[name] for name in (old, new) if name))
 
     def _wants_owner(self, event: Event) -> bool:
-        comms = self._filters.comms
-        return not comms or (event["comm"] or event["listener_comm"]) in comms
+        if not self._filters.comms:
+            return True
+        return (event["comm"] or event["listener_comm"]) in self._comms
+
+
+def _printable(text: str) -> str:
+    """Arguments may be bytes that are no UTF-8."""
+    return os.fsencode(text).decode(errors="backslashreplace")

@@ -204,10 +204,14 @@ FORK = Fact(
 
 
 def needed(*, by_pid: bool, follow: bool) -> list[Fact]:
-    """The facts of ``states``, with these filters."""
-    facts = [TRANSITION, ACCEPTED, LAST_IO, DESTROYED, cookie()]
+    """The facts of ``states``, with these filters, in the order of attaching.
+
+    Transitions come last: whoever sees one also sees how its socket is numbered,
+    accepted and destroyed.
+    """
+    facts = [cookie(), DESTROYED, ACCEPTED, LAST_IO]
     if by_pid:
         facts.append(PROCESS_EXIT)
     if by_pid and follow:
         facts.append(FORK)
-    return facts
+    return [*facts, TRANSITION]

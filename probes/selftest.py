@@ -64,7 +64,7 @@ def run() -> Outcome:
     started = time.monotonic()
     child = Forked("the self-test", _connect_to_itself)
     try:
-        (pid, families), _ = child.receive()
+        pid, families = child.receive()
         with Tracer(Filters(pids=frozenset({pid}), by_pid=True), Options(existing=False)) as tracer:
             tracer.start()
             ready_s = time.monotonic() - started

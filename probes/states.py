@@ -9,6 +9,7 @@ from typing import Any
 from tcptrace.probes.engine.constants import Fact, How, Kind, TcpState
 from tcptrace.probes.engine.ring import Row
 from tcptrace.probes.enrich import owner, reason
+from tcptrace.probes.enrich.procfs import comm_text
 
 SOURCES = ("states.c", "births.c", "processes.c", "cookies.c")
 TWICE = ("on_state_change",)
@@ -139,7 +140,7 @@ def _owner(record: dict[str, Any]) -> Event:
     return {
         "pid": record["pid"],
         "tid": record["tid"],
-        "comm": record["comm"].split(b"\0", 1)[0].decode(errors="replace"),
+        "comm": comm_text(record["comm"]),
         "uid": record["uid"],
         "fd": record["fd"] if record["fd"] >= 0 and not orphan else None,
         "how": _HOW[record["how"]],

@@ -102,7 +102,7 @@ class Tracer:
         pids = self._family()
         self._trace_pids(pids)
         self._scout.send(pids or None)
-        taken, _ = self._scout.receive()
+        taken = self._scout.receive()
         self.notes += taken.unreadable
         self._adopt_all(taken)
         self._set(Setting.WINDOW, 0)
@@ -124,11 +124,11 @@ class Tracer:
     def read(self) -> list[Event]:
         """The transitions since the last call, owners settled."""
         told = [event for row in self._ring.drain() for event in self._events(row)]
-        return told + list(self._accept_queue.overdue())
+        return told + [self._settled(event) for event in self._accept_queue.overdue()]
 
     def rest(self) -> list[Event]:
         """What was still kept back: call it last."""
-        return self.read() + list(self._accept_queue.rest())
+        return self.read() + [self._settled(event) for event in self._accept_queue.rest()]
 
     @property
     def keeps_back(self) -> bool:
@@ -139,10 +139,10 @@ class Tracer:
         """Share of the ring buffer in use."""
         return self._ring.fill()
 
-    def tell_waiting_children(self) -> None:
+    def tell_waiting_children(self, *, at_once: bool = False) -> None:
         """Have children told that have waited in an accept queue for longer than a moment."""
         fd = self._programs.map("children").fd
-        before_ns = time.monotonic_ns() - _CHILD_WAITS_NS
+        before_ns = time.monotonic_ns() - (0 if at_once else _CHILD_WAITS_NS)
         layout = self._programs.layout("child")
         established = layout.names.index("established_ns")
         for key in bpfcall.keys(fd, 8, _MAX_CHILDREN):
@@ -219,7 +219,8 @@ class Tracer:
 
     def _events(self, row: Row) -> Iterator[Event]:
         for event in self._interpreter.interpret(row):
-            yield from self._accept_queue.pass_on(self._settled(event))
+            for passed in self._accept_queue.pass_on(event):
+                yield self._settled(passed)
 
     def _settled(self, event: Event) -> Event:
         if event["uncertain"]:
@@ -248,7 +249,9 @@ class Tracer:
         }
         live = [event for event in events if self._in_hand(event, known, pids)]
         told = [
-            passed for event in live for passed in self._accept_queue.pass_on(self._settled(event))
+            self._settled(passed)
+            for event in live
+            for passed in self._accept_queue.pass_on(_numbered(event, taken))
         ]
         return [event for event in shown if event] + told
 
@@ -286,6 +289,14 @@ def _chosen_holder(found: Found, wanted: set[int] | None) -> Holder | None:
 
 def _cookie(found: Found) -> str | None:
     return states.cookie_text(found.row.cookie)
+
+
+def _numbered(event: Event, taken: Inventory) -> Event:
+    """With the cookie that the inventory made the kernel give the socket meanwhile."""
+    if event["cookie"] is None:
+        rows = (found.row for found in taken.found if found.row.flow == _flow(event))
+        event["cookie"] = next((states.cookie_text(row.cookie) for row in rows), None)
+    return event
 
 
 def _identity(event: Event) -> Any:

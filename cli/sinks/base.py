@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -46,8 +47,15 @@ class LineWriter:
         view = memoryview(piece)
         try:
             while view:
-                view = view[os.write(self._fd, view) :]
+                view = view[self._taken(view) :]
         except BrokenPipeError:
             raise
         except OSError as error:
             raise TcptraceError(f"cannot write the events: {error.strerror}") from error
+
+    def _taken(self, view: memoryview) -> int:
+        try:
+            return os.write(self._fd, view)
+        except BlockingIOError:  # somebody who shares the descriptor made it so
+            select.select([], [self._fd], [])
+            return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,8 +52,8 @@ class TextSink:
 
     def _finish(self, line: str, colour: str, width: int | None) -> bytes:
         line = safe(line)
-        if width and len(line) > width:
-            line = line[: width - 1] + "…"
+        if width:
+            line = cut(line, width)
         if self._terminal and colour:
             line = f"{colour}{line}{_PLAIN}"
         return (line + "\n").encode()
@@ -82,6 +83,22 @@ def end_line(event: dict[str, Any]) -> str:
 
 def _many(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def cut(line: str, width: int) -> str:
+    """To so many columns: letters of East Asia take two."""
+    used = 0
+    for index, char in enumerate(line):
+        used += 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        if used > width:
+            return _cut_to(line[:index], width - 1) + "…"
+    return line
+
+
+def _cut_to(line: str, width: int) -> str:
+    while line and sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in line) > width:
+        line = line[:-1]
+    return line
 
 
 def safe(text: str) -> str:

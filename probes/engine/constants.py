@@ -67,6 +67,8 @@ class Fact(enum.IntFlag):
     CURRENT_EXITING = 512
     IN_WINDOW = 1024
     TIME_WAIT_FULL = 2048
+    CHILD = 4096
+    """No accept() of it has returned yet."""
 
 
 class Count(enum.IntEnum):

@@ -1,7 +1,7 @@
 """A part of the start that runs in a forked child: in parallel, and its memory goes with it.
 
 The compiler (clang, LLVM: 120 MB) and pyroute2 (20 MB) are needed once, at the
-start. What the child hands over is plain data and file descriptors.
+start. What the child hands over is plain data.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import signal
 import socket
 import struct
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from tcptrace.probes.engine import errors
 from tcptrace.probes.engine.errors import TcptraceError
 
-_LENGTH = struct.Struct("=QI")
-_MAX_FDS = 250  # SCM_MAX_FD of the kernel is 253
+_LENGTH = struct.Struct("=Q")
 
 
 class Channel:
@@ -29,28 +28,24 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         self._end = end
 
-    def send(self, item: Any, fds: Sequence[int] = ()) -> None:
-        """Plain data, and descriptors that the other side gets copies of."""
+    def send(self, item: Any) -> None:
+        """Plain data."""
         raw = pickle.dumps(item)
-        head = _LENGTH.pack(len(raw), len(fds))
-        socket.send_fds(self._end, [head], list(fds)[:_MAX_FDS])
-        self._end.sendall(raw)
+        self._end.sendall(_LENGTH.pack(len(raw)) + raw)
 
-    def receive(self) -> tuple[Any, list[int]]:
+    def receive(self) -> Any:
         """Raises EOFError when the other side ended without a word."""
-        head, fds, _, _ = socket.recv_fds(self._end, _LENGTH.size, _MAX_FDS)
-        if len(head) < _LENGTH.size:
-            raise EOFError
-        length, _ = _LENGTH.unpack(head)
+        (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+        return pickle.loads(self._exactly(length))  # noqa: S301 (from our own child)
+
+    def _exactly(self, size: int) -> bytes:
         raw = bytearray()
-        while len(raw) < length:
-            piece = self._end.recv(length - len(raw))
+        while len(raw) < size:
+            piece = self._end.recv(size - len(raw))
             if not piece:
                 raise EOFError
             raw += piece
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        return pickle.loads(raw), fds  # noqa: S301 (from our own child)
+        return bytes(raw)
 
     def close(self) -> None:
         self._end.close()
@@ -72,19 +67,19 @@ class Forked:
     def send(self, item: Any) -> None:
         self._channel.send(item)
 
-    def receive(self) -> tuple[Any, list[int]]:
+    def receive(self) -> Any:
         """The child's next message.
 
         Raises:
             TcptraceError: what the child met, or that it died.
         """
         try:
-            item, fds = self._channel.receive()
+            item = self._channel.receive()
         except (EOFError, OSError) as error:
             raise TcptraceError(f"{self._name}: the helper process died") from error
         if isinstance(item, _Failure):
             raise item.error()
-        return item, fds
+        return item
 
     def close(self) -> None:
         """End the child if it is still there, and reap it; safe to call twice."""

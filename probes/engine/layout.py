@@ -40,7 +40,9 @@ class Layout:
     def of(cls, leaf: Any) -> Layout:
         """Read it off a ctypes structure; fields called ``pad`` are skipped."""
         names, codes, at = [], [], 0
-        for name, kind in leaf._fields_:
+        for name, kind, *bits in leaf._fields_:
+            if bits:
+                raise KernelRefusedError(f"the field {name} is a bit-field")
             member = getattr(leaf, name)
             codes.append("x" * (member.offset - at))
             at = member.offset + member.size

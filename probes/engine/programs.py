@@ -137,7 +137,7 @@ def _compiled(plan: Plan) -> Compiled:
     if found is None:
         child = Forked("the compiler", lambda channel: compile_in_child(plan, channel))
         try:
-            found, _ = child.receive()
+            found = child.receive()
         finally:
             child.close()
         cache.save(plan, found)

@@ -49,7 +49,7 @@ class Inventory:
 def scout(channel: Channel) -> None:
     """Child process: be ready to look, look when told for which processes, report."""
     sockdiag.warm_up()
-    pids, _ = channel.receive()
+    pids = channel.receive()
     channel.send(take(pids))
     channel.receive()
 

@@ -5,6 +5,7 @@ Every reader treats a process that ends meanwhile as absent, never as an error.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -38,6 +39,16 @@ class Holder:
         return f"{self.pid}:{self.fd}"
 
 
+@functools.lru_cache(maxsize=4096)
+def comm_text(raw: bytes) -> str:
+    """A process name: cut at NUL; bytes that are no UTF-8, and DEL and C1 controls, as \\xNN.
+
+    The controls below 0x20 are left to JSON, which escapes them itself.
+    """
+    text = raw.split(b"\0", 1)[0].decode(errors="backslashreplace")
+    return "".join(f"\\x{ord(char):02x}" if "\x7f" <= char <= "\x9f" else char for char in text)
+
+
 def process(pid: int) -> Process | None:
     """None if there is no such process (any more)."""
     try:
@@ -47,7 +58,7 @@ def process(pid: int) -> Process | None:
         return None
     head, _, tail = raw.rpartition(b")")  # comm may itself contain brackets and spaces
     fields = tail.split()
-    comm = head.partition(b"(")[2].decode(errors="replace")
+    comm = comm_text(head.partition(b"(")[2])
     return Process(pid, comm, int(fields[19]) * TICK_NS, uid, int(fields[1]))
 
 

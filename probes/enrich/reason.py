@@ -113,7 +113,7 @@ _ERRORS = {
 
 
 def _closed(old: int, facts: int, error: int, outlived: bool) -> Cause:
-    if facts & Fact.FILE_CLOSING and _needs_reset(old, facts):
+    if facts & Fact.FILE_CLOSING and not error and _needs_reset(old, facts):
         linger = facts & Fact.LINGER_ZERO
         return Cause("rst_sent_linger" if linger else "rst_sent_unread", "gone")
     if error == errno.ECONNRESET and facts & Fact.ORPHAN and old in (_S.FIN_WAIT1, _S.FIN_WAIT2):

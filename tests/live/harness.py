@@ -6,6 +6,7 @@ come, and ends with an error when it does not.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -241,7 +242,7 @@ class Tcptrace:
         ready, ready_end = os.pipe()
         words = [*TCPTRACE, "states", "--format", format, "--ready-fd", ready_end, *options]
         words += ["--", *command] if command else []
-        self.events, self.lines, self._of = [], [], {}
+        self.events, self.lines, self._of, self.transitions = [], [], {}, 0
         self._json = format == "ndjson"
         self._news = threading.Condition()
         self.process = subprocess.Popen(
@@ -286,6 +287,7 @@ class Tcptrace:
             with self._news:
                 self.lines.append(line)
                 self.events.append(event)
+                self.transitions += bool(event and event["event"] == "state")
                 if event and "cookie" in event:
                     self._of.setdefault(event["cookie"], []).append(event)
                 self._news.notify_all()
@@ -309,6 +311,16 @@ class Tcptrace:
             return list(mine) if mine and mine[-1]["new_state"] == until else None
 
         return self._wait(arrived, lambda: f"{until} of {cookie}: only {steps(self.of(cookie))}")
+
+    def wait_transitions(self, count):
+        """Until so many have come; not an error if they do not, the test says which are missing."""
+        with contextlib.suppress(AssertionError):
+            self._wait(lambda: self.transitions >= count, f"{count} transitions")
+
+    def wait_ends(self):
+        """Until no socket of which a transition was seen is left in any state but CLOSE."""
+        with contextlib.suppress(AssertionError):
+            self._wait(lambda: all(map(_has_ended, self._of.values())), "all ends")
 
     def _wait(self, probe, what):
         deadline = time.monotonic() + PATIENCE_S
@@ -335,6 +347,10 @@ class Tcptrace:
         self._reader.join(PATIENCE_S)
         self.stderr = self.process.stderr.read().decode()
         return self.events
+
+
+def _has_ended(events):
+    return events[-1]["event"] != "state" or events[-1]["new_state"] == "CLOSE"
 
 
 def steps(events: Iterable) -> list:

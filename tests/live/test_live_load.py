@@ -24,7 +24,8 @@ CLIENT_SIDE = [
     "FIN_WAIT1 FIN_WAIT2",
     "FIN_WAIT2 CLOSE",
 ]
-EACH_SIDE = 5
+ALL = CONNECTIONS * (len(CLIENT_SIDE) + len(SERVER_SIDE)) + 1
+"""With the listener's end."""
 
 
 class Load:
@@ -83,7 +84,7 @@ def test_exact_under_load(load, ns, trace, filtered):
     pids = f"{load.server.pid},{load.client.pid}"
     running = trace("--ring-mib", 64, *(["-p", pids] if filtered else ["--netns", ns.name]))
     load.run()
-    running.story(load.listener)
+    running.wait_transitions(ALL)
     events = running.stop()
     check_stream(events)
     server, client = sides(events, load.port)
@@ -103,7 +104,7 @@ def test_exact_when_the_client_is_faster(hasty_load, ns, trace, filtered):
     pids = f"{load.server.pid},{load.client.pid}"
     running = trace("--ring-mib", 64, *(["-p", pids] if filtered else ["--netns", ns.name]))
     load.run()
-    running.story(load.listener)
+    running.wait_transitions(ALL)
     events = running.stop()
     check_stream(events)
     server, client = sides(events, load.port)
@@ -135,7 +136,7 @@ def test_loss_is_told_exactly(load, ns, trace):
     assert lost > CONNECTIONS
     assert str(lost) in running.stderr
     told = len(states(events))
-    assert told + lost == 2 * EACH_SIDE * CONNECTIONS + 1  # and the listener's end
+    assert told + lost == ALL
 
 
 def test_loss_without_the_option_is_only_told(load, ns, trace):

@@ -138,6 +138,7 @@ def test_a_pipe_that_somebody_set_nonblocking_loses_nothing():
 
     writer = threading.Thread(target=run)
     writer.start()
+    writer.join(0.05)  # the pipe is full long before
     with os.fdopen(read, "rb") as end:
         got = end.read()
     writer.join()
