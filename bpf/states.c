@@ -125,9 +125,13 @@ static __always_inline void state_changes(u64 sk, u32 old_state, u32 new_state)
 
 int on_state_change(struct bpf_raw_tracepoint_args *ctx)
 {
-	if (!enter())
-		return 0;
-	state_changes(ctx->args[0], ctx->args[1], ctx->args[2]);
-	leave();
+	u64 sk = ctx->args[0];
+	u32 old_state = ctx->args[1], new_state = ctx->args[2];
+	u64 number = event_number(sk, old_state, new_state);
+
+	if (is_mine(number)) {
+		state_changes(sk, old_state, new_state);
+		note_done(number);
+	}
 	return 0;
 }

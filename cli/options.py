@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from tcptrace.probes.filters import PORT_LOCAL, PORT_REMOTE, Filters, Network
 from tcptrace.probes.rungs import cgroup2_root
 
 _DIGITS = 16
+_SHOWN = 80
 _MAX_PORTS = 1024  # size of the kernel's map, bpf/filter.h
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -74,7 +74,7 @@ class _Pids(_List):
     def _one(self, part: str) -> tuple[int, ...]:
         pid = _number(part)
         if pid is None:
-            raise click.BadParameter(f"{part!r} is not a process id")
+            raise click.BadParameter(f"{part[:_SHOWN]!r} is not a process id")
         if procfs.process(pid) is None:
             raise click.BadParameter(f"there is no process {pid}")
         leader = _thread_group(pid)
@@ -90,7 +90,7 @@ class _Ports(_List):
         low, dash, high = part.partition("-")
         first, last = _number(low), _number(high if dash else low)
         if first is None or last is None:
-            raise click.BadParameter(f"{part!r} is not a port or a range of ports")
+            raise click.BadParameter(f"{part[:_SHOWN]!r} is not a port or a range of ports")
         if not 1 <= first <= last <= 65535:
             raise click.BadParameter(f"{part} is not within 1 to 65535")
         if last - first >= _MAX_PORTS:
@@ -105,7 +105,9 @@ class _Networks(_List):
         try:
             return (ipaddress.ip_network(part),)
         except ValueError as error:
-            raise click.BadParameter(f"{part!r} is not an address or network: {error}") from error
+            raise click.BadParameter(
+                f"{part[:_SHOWN]!r} is not an address or network: {error}"
+            ) from error
 
 
 class _States(_List):
@@ -115,7 +117,7 @@ class _States(_List):
         name = part.upper().replace("-", "_").removeprefix("TCP_")
         if name not in TcpState.__members__ or name == "NEW_SYN_RECV":
             known = " ".join(state.name for state in TcpState if state.name != "NEW_SYN_RECV")
-            raise click.BadParameter(f"{part!r} is not a state; the states are: {known}")
+            raise click.BadParameter(f"{part[:_SHOWN]!r} is not a state; the states are: {known}")
         return (TcpState[name],)
 
 
@@ -126,6 +128,15 @@ class _Comms(_List):
         return (part,)
 
 
+def _inode_on_device_of(other: Path, path: Path) -> int | None:
+    """The file's inode number, if it is of the same file system as the other."""
+    try:
+        status = path.stat()
+        return status.st_ino if status.st_dev == other.stat().st_dev else None
+    except OSError:
+        return None
+
+
 class _Namespaces(_List):
     name = "name|path|inode"
 
@@ -133,10 +144,9 @@ class _Namespaces(_List):
         inode = _number(part)
         if inode is not None and inode < 1 << 32:
             return (inode,)
-        nsfs = Path("/proc/self/ns/net").stat().st_dev
         for path in (Path(part), Path("/run/netns") / part):
-            if path.is_absolute() and path.exists() and path.stat().st_dev == nsfs:
-                return (path.stat().st_ino,)
+            if found := _inode_on_device_of(Path("/proc/self/ns/net"), path):
+                return (found,)
         raise click.BadParameter(f"no network namespace {part!r} (see: ip netns; lsns -t net)")
 
 
@@ -148,8 +158,8 @@ class _Cgroups(_List):
         if root is None:
             raise click.BadParameter("there is no cgroup2 mount (it takes version 2)")
         for path in (Path(part), Path(root) / part.lstrip("/")):
-            if path.is_absolute() and path.is_dir() and path.stat().st_dev == os.stat(root).st_dev:
-                return (path.stat().st_ino,)
+            if found := _inode_on_device_of(Path(root), path):
+                return (found,)
         raise click.BadParameter(f"no cgroup {part!r} below {root}")
 
 

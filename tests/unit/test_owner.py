@@ -80,7 +80,7 @@ def test_a_child_that_holds_it_after_its_parent_has_it_by_fork(search):
     inode = inode_of(listener)
     child = Forked("heir", lambda channel: channel.send(os.getpid()) or channel.receive())
     try:
-        heir, _ = child.receive()
+        heir = child.receive()
         listener.close()
         event = search.settle(unsettled(inode, os.getpid(), "listen"))
         assert (event["pid"], event["how"]) == (heir, "fork")

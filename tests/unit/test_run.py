@@ -46,8 +46,8 @@ class PipedTracer:
         lost, self.lost = self.lost, 0
         return [event("loss", lost=lost, where="ring_full", lost_total=lost)] if lost else []
 
-    def tell_waiting_children(self):
-        pass
+    def tell_waiting_children(self, *, at_once=False):
+        self.asked_at_once = at_once
 
     def traces_anybody(self):
         return False
@@ -104,8 +104,9 @@ def test_the_count_ends_it_and_no_more_are_written(tracer):
 
 
 def test_what_was_kept_back_is_told_before_the_end(tracer):
-    sink = Lines()
-    run(tracer(kept=[event()]), sink, duration_s=0.01)
+    one, sink = tracer(kept=[event()]), Lines()
+    run(one, sink, duration_s=0.01)
+    assert one.asked_at_once
     assert sink.kinds() == ["start", "state", "end"]
 
 

@@ -35,7 +35,7 @@ _NAME = b'a"\xff\x1b\t\xc3\xa9)'
 def main() -> None:
     outside, inside = socket.socketpair()
     child = Forked("the recorded process", lambda channel: _play(channel, inside))
-    pid, _ = child.receive()
+    pid = child.receive()
     with Tracer(Filters(pids=frozenset({pid}), by_pid=True), Options(existing=False)) as tracer:
         tracer.start()
         child.send("go")
