@@ -103,6 +103,8 @@ class _Networks(_List):
 
     def _one(self, part: str) -> tuple[Network, ...]:
         try:
+            if "%" in part:
+                raise ValueError("an interface cannot be part of it")
             return (ipaddress.ip_network(part),)
         except ValueError as error:
             raise click.BadParameter(

@@ -158,6 +158,8 @@ class Tracer:
     def _plan(self) -> Plan:
         with btf.kernel() as types:
             definitions = constants.definitions() | offsets.constants(types)
+        if self.filters.cgroups and "O_sock__sk_cgrp_data" not in definitions:
+            raise KernelRefusedError("this kernel does not know the cgroup of a socket")
         definitions |= self.standing.definitions | self.filters.definitions()
         definitions |= {
             "MAX_SOCKETS": self.options.max_sockets,

@@ -109,15 +109,21 @@ def constants(btf: Btf) -> dict[str, int]:
     for path in REQUIRED + OPTIONAL:
         field = btf.field(path)
         if field is None and path in REQUIRED:
-            raise KernelRefusedError(
-                f"this kernel ({os.uname().release}) has no field {path}",
-                help="tcptrace never reads a guess. Please report it with the output of\n"
-                "tcptrace doctor --json.",
-            )
+            raise _unknown_field(path)
         if field is not None:
             name = path.replace(".", "__")
             found[f"O_{name}"], found[f"Z_{name}"] = field.offset, field.size
+    if not {"O_file__f_ref", "O_file__f_count"} & found.keys():
+        raise _unknown_field("file.f_ref nor file.f_count")
     return found | _mptcp(btf) | _flags(btf) | _registers(btf) | _time_wait(btf)
+
+
+def _unknown_field(path: str) -> KernelRefusedError:
+    return KernelRefusedError(
+        f"this kernel ({os.uname().release}) has no field {path}",
+        help="tcptrace never reads a guess. Please report it with the output of\n"
+        "tcptrace doctor --json.",
+    )
 
 
 def _mptcp(btf: Btf) -> dict[str, int]:

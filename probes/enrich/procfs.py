@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from tcptrace.probes.enrich.clock import TICK_NS
 
 PROC = Path("/proc")
+_UID = re.compile(rb"^Uid:\s*(\d+)", re.MULTILINE)
 _INIT_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 
 
@@ -53,13 +55,19 @@ def process(pid: int) -> Process | None:
     """None if there is no such process (any more)."""
     try:
         raw = (PROC / str(pid) / "stat").read_bytes()
-        uid = os.stat(PROC / str(pid)).st_uid
+        status = (PROC / str(pid) / "status").read_bytes()
     except OSError:
         return None
     head, _, tail = raw.rpartition(b")")  # comm may itself contain brackets and spaces
     fields = tail.split()
     comm = comm_text(head.partition(b"(")[2])
-    return Process(pid, comm, int(fields[19]) * TICK_NS, uid, int(fields[1]))
+    return Process(pid, comm, int(fields[19]) * TICK_NS, _real_uid(status), int(fields[1]))
+
+
+def _real_uid(status: bytes) -> int:
+    """The real user id, as the kernel half reports it (the owner of /proc/PID is the effective)."""
+    match = _UID.search(status)
+    return int(match[1]) if match else 0
 
 
 def pids() -> list[int]:

@@ -25,6 +25,7 @@ def proc(tmp_path, monkeypatch):
     def add(pid, comm, **more):
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "stat").write_bytes(stat_line(pid, comm, **more))
+        (tmp_path / str(pid) / "status").write_bytes(b"Name:\tx\nUid:\t7\t8\t8\t8\n")
 
     return add
 
@@ -47,7 +48,7 @@ def test_a_name_may_contain_anything(proc, comm, shown):
     found = procfs.process(77)
     assert (found.pid, found.comm, found.parent) == (77, shown, 42)
     assert found.start_ns == 1234 * TICK_NS
-    assert found.uid == os.getuid()
+    assert found.uid == 7  # the real one, not the effective 8
 
 
 def test_a_real_process_with_such_a_name():
