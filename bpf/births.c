@@ -18,7 +18,7 @@ static __always_inline void found_in_hand(u64 sk, s32 fd, u8 how)
 	identify_current(&fresh.owner, how);
 	fresh.owner.fd = fd;
 	fresh.cookie = number_of(HEAD(&h, u64, skc_cookie));
-	child = children.lookup(&sk);
+	child = find_child(sk);
 	if (child)
 		fresh.since_ns = child->since_ns;
 	entry = track(sk, &fresh);
@@ -26,7 +26,7 @@ static __always_inline void found_in_hand(u64 sk, s32 fd, u8 how)
 		return;
 	r = record_reserve(child ? held_back(child) : 1);
 	if (!r) {
-		children.delete(&sk);
+		forget_child(sk);
 		return;
 	}
 	state = child && child->state ? child->state : HEAD(&h, u8, skc_state);
@@ -40,6 +40,8 @@ static __always_inline void found_in_hand(u64 sk, s32 fd, u8 how)
 	}
 	fill_owner(r, &entry->owner);
 	events.ringbuf_submit(r, 0);
+	if (child)
+		told_children.delete(&sk);
 }
 
 /* Run by user space for a child that has waited long: tell it as it stands. */
@@ -84,7 +86,7 @@ int on_accept_exit(void *ctx)
 	if (pid_is_traced(current_tgid()))
 		found_in_hand(sk, fd, HOW_ACCEPT);
 	else
-		children.delete(&sk);
+		forget_child(sk);
 	return 0;
 }
 #endif
@@ -125,7 +127,7 @@ int on_destroy(struct bpf_raw_tracepoint_args *ctx)
 	u64 sk = ctx->args[0];
 
 	sockets.delete(&sk);
-	children.delete(&sk);
+	forget_child(sk);
 	return 0;
 }
 
@@ -175,11 +177,11 @@ int adopt_children(struct bpf_raw_tracepoint_args *ctx)
 	LOOP (u32 i = 0; i < QUEUE_ADOPTED && request; i++) {
 		u64 sk = child_of(request);
 
-		if (sk && children.insert(&sk, &waiting)) {
-			struct child *known = children.lookup(&sk);
-			if (known)
-				known->listener_pid = waiting.listener_pid;
-		}
+		struct child *known = children.lookup(&sk);
+		if (known) /* born in the window, when its listener was not known yet */
+			known->listener_pid = waiting.listener_pid;
+		else if (sk)
+			told_children.insert(&sk, &waiting);
 		READ(request, request, O_request_sock__dl_next);
 	}
 	*next = request;

@@ -15,7 +15,12 @@ struct child {
 	u32 state; /* by the transitions seen: the tracepoint fires before sk_state changes */
 };
 
+/*
+ * One entry is deleted from `children` once and never put back, so that of several
+ * CPUs that want to tell it exactly one does; then it goes on in `told_children`.
+ */
 BPF_HASH(children, u64, struct child, MAX_CHILDREN);
+BPF_HASH(told_children, u64, struct child, MAX_CHILDREN);
 BPF_ARRAY(layout_child, struct child, 1); /* never written: tells the layout */
 
 static __always_inline void child_is_born(u64 sk, struct head *h)
@@ -51,10 +56,20 @@ static __always_inline u32 held_back(struct child *child)
 	return child->established_ns ? 2 : 1;
 }
 
-/*
- * Put what was held back into a record. Of several CPUs that come here at once,
- * the one whose delete succeeds tells it.
- */
+static __always_inline struct child *find_child(u64 sk)
+{
+	struct child *child = children.lookup(&sk);
+
+	return child ? child : told_children.lookup(&sk);
+}
+
+static __always_inline void forget_child(u64 sk)
+{
+	children.delete(&sk);
+	told_children.delete(&sk);
+}
+
+/* Put what was held back into a record, unless another CPU has just told it. */
 static __always_inline void fill_child(struct state_record *r, struct child *child, u64 sk)
 {
 	struct child kept;
@@ -69,5 +84,5 @@ static __always_inline void fill_child(struct state_record *r, struct child *chi
 	r->held_cpu_pid = kept.cpu_pid;
 	kept.told = 1;
 	if (!socket_of(sk)) /* else accept() is at work on it */
-		children.insert(&sk, &kept);
+		told_children.update(&sk, &kept);
 }

@@ -112,7 +112,7 @@ static __always_inline void state_changes(u64 sk, u32 old_state, u32 new_state)
 	if (!wanted)
 		return;
 	if (!entry) {
-		child = children.lookup(&sk);
+		child = find_child(sk);
 		if (child && new_state == TCP_ESTABLISHED) {
 			child_is_established(child, sk, &h);
 			return;

@@ -7,6 +7,7 @@ joined by inode. A row that no descriptor leads to is an orphan, a remainder
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -58,15 +59,23 @@ def take(pids: Collection[int] | None) -> Inventory:
     """The sockets of the given processes, or all sockets of all namespaces."""
     holders = procfs.holders()
     inventory = Inventory()
-    for inum, path in procfs.network_namespaces(pids or procfs.pids()).items():
+    for inum, paths in procfs.network_namespaces(pids or procfs.pids()).items():
         try:
-            rows = sockdiag.dump(inum, path, remainders=not pids)
+            rows = _rows(inum, paths, remainders=not pids)
         except OSError as error:
             inventory.unreadable.append(f"network namespace {inum}: {error}")
             continue
         found = join(rows, holders)
         inventory.found += [one for one in found if not pids or one.concerns(pids)]
     return inventory
+
+
+def _rows(inum: int, paths: list[str], *, remainders: bool) -> list[SocketRow]:
+    """By the first path that still leads there; none left: the namespace is gone."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            return sockdiag.dump(inum, path, remainders=remainders)
+    return []
 
 
 def join(rows: list[SocketRow], holders: dict[int, list[Holder]]) -> list[Found]:

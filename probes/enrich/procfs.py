@@ -131,11 +131,14 @@ def sees_host_pids() -> bool:
         return True
 
 
-def network_namespaces(of: Iterable[int]) -> dict[int, str]:
-    """Inode number -> a path that leads there, for each namespace of the processes."""
-    found: dict[int, str] = {}
+def network_namespaces(of: Iterable[int]) -> dict[int, list[str]]:
+    """Inode number -> paths that lead there, for each namespace of the processes.
+
+    Several, as a process may end before its path is used.
+    """
+    found: dict[int, list[str]] = {}
     for pid in of:
         inum = namespace(pid)
         if inum is not None:
-            found.setdefault(inum, f"/proc/{pid}/ns/net")
+            found.setdefault(inum, []).append(f"/proc/{pid}/ns/net")
     return found
