@@ -21,6 +21,8 @@ _BATCH_S = 0.003
 """After a wake-up, time for more records to come: one wake-up per batch, not per record."""
 _BUSY_FILL = 0.25
 """With so much of the ring buffer in use there is no waiting."""
+_CHUNK = 1000
+"""Existing sockets written at a time: meanwhile the ring buffer fills."""
 _TICK_S = 0.2
 _KEPT_BACK_S = 0.02
 _GRACE_S = 1.0
@@ -102,7 +104,10 @@ class Run:
         first = self.tracer.start()
         start = self.publisher.start(self.tracer.standing.described())
         self.ready.signal()  # before the first write, which may block on a full pipe
-        self.sink.write([start, *self.publisher.publish(first)])
+        self.sink.write([start])
+        for at in range(0, len(first), _CHUNK):
+            self.sink.write(self.publisher.publish(first[at : at + _CHUNK]))
+            self.tracer.stash()
         if self.spawned:
             self.spawned.go()
 
@@ -146,6 +151,8 @@ class Run:
 
     def _write_batch(self) -> None:
         self._write_events(self.tracer.read())
+        while self.tracer.is_behind and self._why is None:
+            self._write_events(self.tracer.read())
 
     def _write_events(self, events: list[Event]) -> None:
         published = self.publisher.publish(events, self.limits.count)

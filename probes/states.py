@@ -12,7 +12,7 @@ from tcptrace.probes.enrich import owner, reason
 from tcptrace.probes.enrich.procfs import comm_text
 
 SOURCES = ("states.c", "births.c", "processes.c", "cookies.c")
-TWICE = ("on_state_change",)
+COPIED = ("on_state_change",)
 ON_DEMAND = ("adopt", "adopt_children", "tell_child")
 
 Event = dict[str, Any]

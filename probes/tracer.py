@@ -35,6 +35,9 @@ from tcptrace.probes.filters import Filters
 from tcptrace.probes.states import Event, Interpreter
 
 _MAX_CHILDREN = 16384
+_SETTLE_S = 0.005
+"""A system call that was past the tracepoint when it was attached, and lost its CPU before it
+stored the new state, would be seen by the inventory in its old state: let it come to its end."""
 _CHILD_WAITS_NS = 100_000_000
 """A child that nobody accepted for so long is told as it stands."""
 
@@ -99,6 +102,7 @@ class Tracer:
         self._set(Setting.SELF, os.getpid())
         self._set(Setting.WINDOW, 1)
         self._programs.attach()
+        time.sleep(_SETTLE_S)
         pids = self._family()
         self._trace_pids(pids)
         self._scout.send(pids or None)
@@ -129,12 +133,24 @@ class Tracer:
 
     def rest(self) -> list[Event]:
         """What was still kept back: call it last."""
-        return self.read() + [self._settled(event) for event in self._accept_queue.rest()]
+        events = self.read()
+        while self._ring.has_backlog:
+            events += self.read()
+        return events + [self._settled(event) for event in self._accept_queue.rest()]
 
     @property
     def keeps_back(self) -> bool:
         """Whether ``read`` has to be called again soon, also if no record comes."""
         return len(self._accept_queue) > 0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether ``read`` has more to give at once."""
+        return self._ring.has_backlog
+
+    def stash(self) -> None:
+        """Make room in the ring buffer; what was in it is read later."""
+        self._ring.pump()
 
     def fill(self) -> float:
         """Share of the ring buffer in use."""
@@ -170,7 +186,7 @@ class Tracer:
             sources=states.SOURCES,
             hooks=self.standing.hooks,
             on_demand=states.ON_DEMAND,
-            twice=states.TWICE,
+            copied=states.COPIED,
             layouts=("state_record", "child"),
             definitions=definitions,
         )
@@ -237,8 +253,9 @@ class Tracer:
 
     def _hand_over(self, taken: Inventory, pids: set[int]) -> list[Event]:
         """Join the inventory with the transitions that happened while it was taken."""
-        window = [self._event_parts(row) for row in self._ring.drain(1 << 20)]
-        events = [event for part in window for event in part]
+        events: list[Event] = []
+        while rows := self._ring.drain():
+            events += [event for row in rows for event in self._interpreter.interpret(row)]
         first: dict[Any, Event] = {}
         for event in events:
             first.setdefault(_identity(event), event)
@@ -257,9 +274,6 @@ class Tracer:
             for passed in self._accept_queue.pass_on(_numbered(event, taken))
         ]
         return [event for event in shown if event] + told
-
-    def _event_parts(self, row: Row) -> list[Event]:
-        return list(self._interpreter.interpret(row))
 
     def _shows(self, found: Found) -> bool:
         row = found.row

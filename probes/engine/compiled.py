@@ -30,14 +30,14 @@ class Hook:
 class Plan:
     """What to compile, load and attach.
 
-    ``on_demand``: run by user space, not attached. ``twice``: loaded and attached
-    in two copies (bpf/nesting.h).
+    ``on_demand``: run by user space, not attached. ``copied``: loaded and attached
+    in several copies (bpf/nesting.h).
     """
 
     sources: tuple[str, ...]
     hooks: tuple[Hook, ...]
     on_demand: tuple[str, ...] = ()
-    twice: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
     layouts: tuple[str, ...] = ()
     definitions: Mapping[str, int] = field(default_factory=dict)
 

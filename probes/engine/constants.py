@@ -77,8 +77,12 @@ class Count(enum.IntEnum):
     RING_FULL = 0
     TABLE_FULL = 1
     LISTENERS_FULL = 2
-    SECOND_COPY = 3
-    """Not a loss: events that the first copy of a program missed and the second one took."""
+    TAKEN_OVER = 3
+    """Not a loss: events that the first copy of a program missed and a later one took."""
+
+
+COPIES = 3
+"""In how many copies a program is loaded that may interrupt itself (bpf/nesting.h)."""
 
 
 class Adopt(enum.IntEnum):
@@ -125,6 +129,7 @@ def definitions() -> dict[str, int]:
         "AF_INET": int(socket.AF_INET),
         "AF_INET6": int(socket.AF_INET6),
         "IPPROTO_TCP": int(socket.IPPROTO_TCP),
+        "COPIES": COPIES,
         "IPPROTO_MPTCP": 262,  # socket.IPPROTO_MPTCP is there since Python 3.10, on some builds
     }
     return found

@@ -22,8 +22,8 @@ class Losses:
     """Counters of the C half, and the kernel's own of transitions that it did not show us.
 
     The kernel skips a program that interrupts itself on one CPU (since 6.1) and
-    counts that in its fdinfo (5.12). What the program's second copy did not take
-    over either (bpf/nesting.h) is lost: that place is called ``nested``.
+    counts that in its fdinfo (5.12). What none of the program's further copies took
+    over (bpf/nesting.h) is lost: that place is called ``nested``.
     """
 
     def __init__(self, programs: Programs) -> None:
@@ -51,7 +51,7 @@ class Losses:
     def _now(self) -> dict[str, int]:
         found = {count.name.lower(): self._sum(count) for count in _PLACES}
         missed = _misses(self._programs.program("on_state_change"))
-        return found | {"nested": max(missed - self._sum(Count.SECOND_COPY), 0)}
+        return found | {"nested": max(missed - self._sum(Count.TAKEN_OVER), 0)}
 
     def _sum(self, slot: int) -> int:
         raw = bpfcall.lookup(self._fd, struct.pack("=I", slot), 8 * self._cpus) or b""

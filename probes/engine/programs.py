@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 from tcptrace.probes.engine import bpfcall, cache
 from tcptrace.probes.engine.compiled import Compiled, Hook, Plan
+from tcptrace.probes.engine.constants import COPIES
 from tcptrace.probes.engine.errors import KernelRefusedError
 from tcptrace.probes.engine.forked import Forked
 from tcptrace.probes.engine.layout import Layout
 from tcptrace.probes.engine.loader import compile_in_child
-
-_ROLE_SECOND = 1  # bpf/nesting.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class Programs:
         self._links: list[int] = []
         self._maps: dict[str, Map] = {}
         self._programs: dict[str, int] = {}
-        self._second: dict[str, int] = {}
+        self._copies: dict[str, list[int]] = {}
         compiled = _compiled(plan)
         self._layouts = compiled.layouts
         _lift_memory_limit()
@@ -52,7 +51,7 @@ class Programs:
         """Attach every hook of the plan, in its order."""
         for hook in self._plan.hooks:
             try:
-                self._links += [self._attached(hook, fd) for fd in self._copies(hook.function)]
+                self._links += [self._attached(hook, fd) for fd in self._all_copies(hook.function)]
             except OSError as error:
                 raise _refused(f"{hook.function} at {hook.target}", error) from error
 
@@ -65,10 +64,11 @@ class Programs:
         """Detach and unload; safe to call twice."""
         self.detach()
         maps = [each.fd for each in self._maps.values()]
-        for fd in [*self._programs.values(), *self._second.values(), *maps]:
+        copies = [fd for fds in self._copies.values() for fd in fds]
+        for fd in [*self._programs.values(), *copies, *maps]:
             os.close(fd)
         self._programs.clear()
-        self._second.clear()
+        self._copies.clear()
         self._maps.clear()
 
     def map(self, name: str) -> Map:
@@ -79,7 +79,7 @@ class Programs:
         return self._layouts[name]
 
     def program(self, function: str) -> int:
-        """Its descriptor (of two copies: the first)."""
+        """Its descriptor (of several copies: the first)."""
         return self._programs[function]
 
     def run(self, function: str, *arguments: int) -> int:
@@ -102,20 +102,21 @@ class Programs:
         for function, how in self._plan.kinds.items():
             code = compiled.programs[function]
             self._programs[function] = _loaded(function, how, code.with_maps(fds))
-        if not self._plan.twice:
-            return
-        second_role = bpfcall.create_map("role", compiled.maps["role"])
-        self._maps["second role"] = Map(second_role, 1)
-        bpfcall.update(second_role, struct.pack("=I", 0), struct.pack("=Q", _ROLE_SECOND))
-        for function in self._plan.twice:
-            code, how = compiled.programs[function], self._plan.kinds[function]
-            linked = code.with_maps(fds | {"role": second_role})
-            self._second[function] = _loaded(function, how, linked)
+        for role in range(1, COPIES if self._plan.copied else 1):
+            self._load_copies(compiled, fds, role)
 
-    def _copies(self, function: str) -> list[int]:
-        """The program, and its second copy if it has one."""
-        second = self._second.get(function)
-        return [self._programs[function], *([second] if second else [])]
+    def _load_copies(self, compiled: Compiled, fds: dict[str, int], role: int) -> None:
+        """The same code, with a ``role`` map of its own that tells it its place."""
+        own = bpfcall.create_map("role", compiled.maps["role"])
+        self._maps[f"role {role}"] = Map(own, 1)
+        bpfcall.update(own, struct.pack("=I", 0), struct.pack("=Q", role))
+        for function in self._plan.copied:
+            code = compiled.programs[function].with_maps(fds | {"role": own})
+            loaded = _loaded(function, self._plan.kinds[function], code)
+            self._copies.setdefault(function, []).append(loaded)
+
+    def _all_copies(self, function: str) -> list[int]:
+        return [self._programs[function], *self._copies.get(function, [])]
 
     def _attached(self, hook: Hook, program: int) -> int:
         if hook.how == "raw":

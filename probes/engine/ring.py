@@ -14,13 +14,15 @@ import os
 import select
 import struct
 import threading
+from collections import deque
 from collections.abc import Sequence
 
 from tcptrace.probes.engine.layout import Layout
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
-_POSITION = struct.Struct("=Q")
+_BATCH_ROWS = 2048
+_BACKLOG_BYTES = 64 << 20
 _LENGTH = struct.Struct("=I")
 
 Row = tuple[object, ...]
@@ -44,7 +46,13 @@ class Ring:
         self._consumer = mmap.mmap(fd, _PAGE)
         self._producer = mmap.mmap(fd, _PAGE + 2 * size, prot=mmap.PROT_READ, offset=_PAGE)
         self._fence = threading.Lock()
-        self._at = _POSITION.unpack_from(self._consumer)[0]
+        # Whole words: struct would read and write byte by byte, and the kernel, or we, would
+        # now and then see half of an old position and half of a new one.
+        self._consumed = memoryview(self._consumer).cast("Q")
+        self._produced = memoryview(self._producer)[:_PAGE].cast("Q")
+        self._at = self._consumed[0]
+        self._backlog: deque[bytes] = deque()
+        self._waiting = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,34 +61,50 @@ class Ring:
 
     def fill(self) -> float:
         """Share of the buffer that waits to be read, 0 to 1."""
-        return float((self._produced() - self._at) / self._size)
+        return float((self._produced[0] - self._at) / self._size)
 
-    def drain(self, limit: int = 65536) -> list[Row]:
-        """All finished records, at most ``limit``, as tuples in the order of ``names``."""
-        behind = (self._produced() - self._at) // self._stride
-        rows, taken = self._unpack(min(behind, limit))
-        self._at += taken * self._stride
-        _POSITION.pack_into(self._consumer, 0, self._at)
-        return rows
+    def drain(self, limit: int = _BATCH_ROWS) -> list[Row]:
+        """The next finished records, at most ``limit``, as tuples in the order of ``names``.
+
+        All that the ring holds is first moved to a backlog of raw bytes, which is
+        quick: a burst then waits there and does not fill the ring.
+        """
+        self.pump()
+        raw = self._backlog.popleft() if self._backlog else b""
+        end = limit * self._stride
+        if len(raw) > end:
+            self._backlog.appendleft(raw[end:])
+        self._waiting -= min(len(raw), end)
+        rows = self._decoder.iter_unpack(raw[:end])
+        return [row[1:] for row in rows if not row[0] & _DISCARDED]
+
+    def pump(self) -> None:
+        """Move what is finished from the ring to the backlog, as long as that has room."""
+        while self._waiting < _BACKLOG_BYTES:
+            start = _PAGE + self._at % self._size
+            behind = (self._produced[0] - self._at) // self._stride
+            count = self._finished(start, min(behind, _BATCH_ROWS))
+            if not count:
+                return
+            # The lengths were read above with their busy bit clear; on arm64 the contents must
+            # not be read ahead of that. A lock is the acquire barrier that Python can express.
+            with self._fence:
+                raw = self._producer[start : start + count * self._stride]
+            self._backlog.append(raw)
+            self._waiting += len(raw)
+            self._at += len(raw)
+            self._consumed[0] = self._at
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether ``drain`` has more to give at once."""
+        return bool(self._backlog)
 
     def close(self) -> None:
+        self._consumed.release()
+        self._produced.release()
         self._consumer.close()
         self._producer.close()
-
-    def _produced(self) -> int:
-        return int(_POSITION.unpack_from(self._producer)[0])
-
-    def _unpack(self, count: int) -> tuple[list[Row], int]:
-        start = _PAGE + self._at % self._size
-        count = self._finished(start, count)
-        if not count:
-            return [], 0
-        # The lengths were read above with their busy bit clear; on arm64 the contents must not
-        # be read ahead of that. Taking a lock is the acquire barrier that Python can express.
-        with self._fence:
-            raw = self._producer[start : start + count * self._stride]
-        rows = [row[1:] for row in self._decoder.iter_unpack(raw) if not row[0] & _DISCARDED]
-        return rows, count
 
     def _finished(self, start: int, count: int) -> int:
         """How many of the next records are complete: a writer may still be at one of them."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tcptrace.probes import filters, rungs, states, tracer
-from tcptrace.probes.engine import constants, loader, offsets, programs
+from tcptrace.probes.engine import constants, loader, offsets
 from tests.unit.c_text import BPF, sources
 
 PREFIXES = ("TCP", "HOW", "FACT", "KIND", "COUNT", "ADOPT", "SETTING")
@@ -111,7 +111,7 @@ def test_every_function_that_is_attached_is_there():
         for rung in fact.rungs
         for hook in rung.hooks
     ]
-    for function in {*(hook.function for hook in hooks), *states.ON_DEMAND, *states.TWICE}:
+    for function in {*(hook.function for hook in hooks), *states.ON_DEMAND, *states.COPIED}:
         assert re.search(rf"^int {function}\(", ALL, re.MULTILINE), f"no C function {function}"
 
 
@@ -132,7 +132,6 @@ def defined_in_c(name):
 def test_numbers_that_stand_in_both_halves_are_equal():
     assert defined_in_c("PORT_LOCAL") == filters.PORT_LOCAL
     assert defined_in_c("PORT_REMOTE") == filters.PORT_REMOTE
-    assert defined_in_c("ROLE_SECOND") == programs._ROLE_SECOND
     assert states._OWN_NUMBER == 1 << 63
     assert "#define OWN_NUMBER (1ULL << 63)" in ALL
 

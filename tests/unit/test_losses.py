@@ -65,9 +65,9 @@ def test_each_place_is_told_apart_and_all_count_in_the_total(made, counters):
 
 def test_what_the_second_copy_took_over_is_not_lost(made, counters, monkeypatch):
     monkeypatch.setattr(losses, "_misses", lambda fd: 10)
-    counters[Count.SECOND_COPY] = [4, 0, 3, 0]
+    counters[Count.TAKEN_OVER] = [4, 0, 3, 0]
     assert made.news() == [{"event": "loss", "lost": 3, "where": "nested", "lost_total": 3}]
-    counters[Count.SECOND_COPY] = [9, 0, 3, 0]  # read a moment later than the other figure
+    counters[Count.TAKEN_OVER] = [9, 0, 3, 0]  # read a moment later than the other figure
     assert made.total == 0
     assert made.news() == []
 

@@ -36,6 +36,11 @@ class PipedTracer:
         assert self.detached
         return self.read() + self._kept
 
+    is_behind = False
+
+    def stash(self):
+        pass
+
     def fill(self):
         return 0.0
 
