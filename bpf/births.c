@@ -75,7 +75,7 @@ int on_accept_exit(void *ctx)
 	s64 fd = 0;
 
 	fd = *(s64 *)(ctx + O_sys_exit_accept__ret);
-	if (fd < 0)
+	if (fd < 0 || !(pid_is_traced(current_tgid()) || had_listener()))
 		return 0;
 	file = file_at(current_leader(), fd);
 	if (!file)
@@ -126,8 +126,10 @@ int on_destroy(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 sk = ctx->args[0];
 
-	sockets.delete(&sk);
-	forget_child(sk);
+	if (sockets.lookup(&sk)) /* takes no lock, which a delete does */
+		sockets.delete(&sk);
+	if (had_listener() || inventory_is_running())
+		forget_child(sk);
 	return 0;
 }
 

@@ -26,8 +26,12 @@ static __always_inline struct port_slot port_of(struct head *h)
 static __always_inline void listener_add(u64 sk, struct head *h)
 {
 	struct port_slot key = port_of(h);
-	u64 none = 0;
+	u64 none = 0, *listened;
+	int which = SETTING_LISTENED;
 
+	listened = settings.lookup(&which);
+	if (listened)
+		*listened = 1;
 	listeners.insert(&key, &none);
 	u64 *count = listeners.lookup(&key);
 	if (!count)

@@ -5,8 +5,7 @@
  * program is loaded in COPIES copies, which are called for each event one right
  * after the other. The copy that does the work leaves a note; a later one, knowing
  * its place by a `role` map of its own, takes the event over if there is no note of
- * it. The last one removes the note. Three copies, as a preempted task and an
- * interrupt can stand between.
+ * it. The last one removes the note.
  */
 
 #define NOTES 4 /* a power of two; deeper than interrupts nest */

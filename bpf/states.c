@@ -90,6 +90,16 @@ static __always_inline struct tracked *note_listener(struct tracked *entry, u64 
 	return entry;
 }
 
+/* With -p, nearly every event of a busy host is somebody else's: the shortest way out. */
+static __always_inline bool is_nobodys(u64 sk, u32 old_state, u32 new_state)
+{
+	if (TRACE_ALL_OWNERS || inventory_is_running() || sockets.lookup(&sk))
+		return false;
+	if (is_birth(old_state, new_state))
+		return !pid_is_traced(current_tgid());
+	return !had_listener();
+}
+
 static __always_inline void state_changes(u64 sk, u32 old_state, u32 new_state)
 {
 	struct child *child = NULL;
@@ -97,7 +107,7 @@ static __always_inline void state_changes(u64 sk, u32 old_state, u32 new_state)
 	struct head h;
 	bool wanted;
 
-	if (!head_read(&h, sk))
+	if (is_nobodys(sk, old_state, new_state) || !head_read(&h, sk))
 		return;
 	if (old_state == TCP_LISTEN && new_state == TCP_SYN_RECV) {
 		child_is_born(sk, &h); /* its addresses are not set yet: filtered from here on */

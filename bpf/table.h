@@ -26,6 +26,14 @@ static __always_inline bool inventory_is_running(void)
 	return window && *window;
 }
 
+static __always_inline bool had_listener(void)
+{
+	int which = SETTING_LISTENED;
+	u64 *listened = settings.lookup(&which);
+
+	return TRACE_ALL_OWNERS || (listened && *listened);
+}
+
 #define OWN_NUMBER (1ULL << 63)
 
 /* A socket that the kernel has not numbered: sockets made before the programs of cookies.c. */

@@ -81,7 +81,7 @@ class Count(enum.IntEnum):
     """Not a loss: events that the first copy of a program missed and a later one took."""
 
 
-COPIES = 3
+COPIES = 2
 """In how many copies a program is loaded that may interrupt itself (bpf/nesting.h)."""
 
 
@@ -109,6 +109,8 @@ class Setting(enum.IntEnum):
     """Where the adoption of an accept queue goes on."""
     SELF = 2
     """The tracer's pid."""
+    LISTENED = 3
+    """1 once a listener has been in the table: from then on there may be children."""
 
 
 def definitions() -> dict[str, int]:
