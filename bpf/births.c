@@ -24,6 +24,8 @@ static __always_inline void found_in_hand(u64 sk, s32 fd, u8 how)
 	entry = track(sk, &fresh);
 	if (!entry || !comm_is_wanted(entry->owner.comm))
 		return;
+	if (!child && !all_is_attached()) /* the inventory, which is still to come, shows it */
+		return;
 	r = record_reserve(child ? held_back(child) : 1);
 	if (!r) {
 		forget_child(sk);

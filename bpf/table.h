@@ -26,6 +26,14 @@ static __always_inline bool inventory_is_running(void)
 	return window && *window;
 }
 
+static __always_inline bool all_is_attached(void)
+{
+	int which = SETTING_ATTACHED;
+	u64 *attached = settings.lookup(&which);
+
+	return attached && *attached;
+}
+
 static __always_inline bool had_listener(void)
 {
 	int which = SETTING_LISTENED;

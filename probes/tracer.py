@@ -102,6 +102,7 @@ class Tracer:
         self._set(Setting.SELF, os.getpid())
         self._set(Setting.WINDOW, 1)
         self._programs.attach()
+        self._set(Setting.ATTACHED, 1)
         time.sleep(_SETTLE_S)
         pids = self._family()
         self._trace_pids(pids)

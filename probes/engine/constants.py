@@ -111,6 +111,8 @@ class Setting(enum.IntEnum):
     """The tracer's pid."""
     LISTENED = 3
     """1 once a listener has been in the table: from then on there may be children."""
+    ATTACHED = 4
+    """1 once every hook is on: what is told before could miss its next transition."""
 
 
 def definitions() -> dict[str, int]:
