@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 from tcptrace.probes.engine.constants import Fact
+from tcptrace.probes.enrich.owner import KERNEL_CLOSED
 from tcptrace.probes.states import Event
 
 PATIENCE_S = 0.1
@@ -40,7 +41,7 @@ class AcceptQueue:
         kept = self._take(socket)
         for earlier in kept:
             yield _with_owner(earlier, event)
-        if not (kept and event["accepted"]):
+        if not (kept and event["accepted"] and event["event"] == "existing"):
             yield event
 
     def _is_another(self, socket: int, event: Event) -> bool:
@@ -72,13 +73,18 @@ def _is_real(cookie: str | None) -> bool:
 
 
 def _can_wait(event: Event) -> bool:
-    """Somebody may still accept it, and that within a moment."""
+    """Somebody may still accept it, or its owner is just closing it and the next event names it."""
     return (
-        bool(event["facts"] & Fact.CHILD)
+        (bool(event["facts"] & Fact.CHILD) or _is_being_closed(event))
         and event["event"] == "state"
         and event["new_state"] != "CLOSE"
         and not event["waited_long"]
     )
+
+
+def _is_being_closed(event: Event) -> bool:
+    """A packet came while close() was between descriptor table and socket."""
+    return bool(event["uncertain"]) or event["owner_unknown"] == KERNEL_CLOSED
 
 
 def _with_owner(earlier: Event, event: Event) -> Event:
