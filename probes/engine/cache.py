@@ -11,18 +11,22 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 from pathlib import Path
 
 from tcptrace.probes.engine.compiled import Compiled, Plan
 from tcptrace.probes.engine.loader import SHARED, bcc_version, joined
 
+_OUR_NAME = re.compile(r"[0-9a-f]{64}")
+"""Nothing else in the folder is ever touched, should it not be ours alone."""
 _KEPT = 16
 """Plans differ by filters; the oldest files are dropped."""
 
 
 def folder() -> Path:
-    """``$TCPTRACE_CACHE``, else /var/cache/tcptrace."""
-    return Path(os.environ.get("TCPTRACE_CACHE", "/var/cache/tcptrace"))
+    """``$TCPTRACE_CACHE`` if that is an absolute path, else /var/cache/tcptrace."""
+    chosen = Path(os.environ.get("TCPTRACE_CACHE", ""))
+    return chosen if chosen.is_absolute() else Path("/var/cache/tcptrace")
 
 
 def key(plan: Plan) -> str:
@@ -70,6 +74,6 @@ def _is_private(path: Path) -> bool:
 
 
 def _drop_oldest() -> None:
-    files = sorted(folder().iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in files[_KEPT:]:
+    ours = [path for path in folder().iterdir() if _OUR_NAME.fullmatch(path.name)]
+    for path in sorted(ours, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT:]:
         path.unlink(missing_ok=True)
