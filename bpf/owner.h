@@ -50,13 +50,12 @@ static __always_inline bool held_by_child(struct owner *who, u64 file)
 
 static __always_inline bool is_tracer(void)
 {
-	int which = SETTING_SELF;
-	u64 *self = settings.lookup(&which), parent = 0;
+	u64 self = setting(SETTING_SELF), parent = 0;
 	u32 parent_pid = 0;
 
 	READ(parent, current_leader(), O_task_struct__real_parent);
 	READ(parent_pid, parent, O_task_struct__tgid);
-	return self && (*self == current_tgid() || *self == parent_pid);
+	return self && (self == current_tgid() || self == parent_pid);
 }
 
 /*

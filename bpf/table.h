@@ -18,28 +18,26 @@ BPF_PERCPU_ARRAY(counts, u64, COUNT_SLOTS);
 /* SETTING_WINDOW: 1 from attach until the inventory is in the table (no gap in between). */
 BPF_ARRAY(settings, u64, SETTING_SLOTS);
 
+static __always_inline u64 setting(int which)
+{
+	u64 *value = settings.lookup(&which);
+
+	return value ? *value : 0;
+}
+
 static __always_inline bool inventory_is_running(void)
 {
-	int which = SETTING_WINDOW;
-	u64 *window = settings.lookup(&which);
-
-	return window && *window;
+	return setting(SETTING_WINDOW) != 0;
 }
 
 static __always_inline bool all_is_attached(void)
 {
-	int which = SETTING_ATTACHED;
-	u64 *attached = settings.lookup(&which);
-
-	return attached && *attached;
+	return setting(SETTING_ATTACHED) != 0;
 }
 
 static __always_inline bool had_listener(void)
 {
-	int which = SETTING_LISTENED;
-	u64 *listened = settings.lookup(&which);
-
-	return TRACE_ALL_OWNERS || (listened && *listened);
+	return TRACE_ALL_OWNERS || setting(SETTING_LISTENED);
 }
 
 #define OWN_NUMBER (1ULL << 63)

@@ -109,7 +109,7 @@ class Tracer:
         self._scout.send(pids or None)
         taken = self._scout.receive()
         self.notes += taken.unreadable
-        self._adopt_all(taken)
+        self._adopt_all(taken, pids)
         self._set(Setting.WINDOW, 0)
         return self._hand_over(taken, pids)
 
@@ -162,10 +162,10 @@ class Tracer:
         fd = self._programs.map("children").fd
         before_ns = time.monotonic_ns() - (0 if at_once else _CHILD_WAITS_NS)
         layout = self._programs.layout("child")
-        established = layout.names.index("established_ns")
+        decoder, established = layout.decoder(), layout.names.index("established_ns")
         for key in bpfcall.keys(fd, 8, _MAX_CHILDREN):
             raw = bpfcall.lookup(fd, key, layout.size)
-            if raw and 0 < layout.decoder().unpack(raw)[established] < before_ns:
+            if raw and 0 < decoder.unpack(raw)[established] < before_ns:
                 self._programs.run("tell_child", *struct.unpack("=Q", key))
 
     def losses(self) -> list[Event]:
@@ -204,8 +204,8 @@ class Tracer:
             return set(self.filters.pids)
         return procfs.descendants(self.filters.pids)
 
-    def _adopt_all(self, taken: Inventory) -> None:
-        wanted = self._family() if self.filters.by_pid else None
+    def _adopt_all(self, taken: Inventory, pids: set[int]) -> None:
+        wanted = pids if self.filters.by_pid else None
         for found in taken.found:
             holder = _chosen_holder(found, wanted)
             if not holder or not found.row.inode:
