@@ -88,7 +88,8 @@ def _tracers(idle_pid: int, folder: Path) -> dict[str, Callable[[Path], list[str
 
     return {
         "`states -p` of an idle process": ours("-p", str(idle_pid)),
-        "`states`, unfiltered": ours(),
+        "`states --stack none`, unfiltered": ours("--stack", "none"),
+        "`states`, unfiltered, with user stacks": ours(),
     }
 
 

@@ -18,6 +18,8 @@ static __always_inline void found_in_hand(u64 sk, s32 fd, u8 how)
 	identify_current(&fresh.owner, how);
 	fresh.owner.fd = fd;
 	fresh.cookie = number_of(HEAD(&h, u64, skc_cookie));
+	if (how == HOW_ACCEPT && comm_is_wanted(fresh.owner.comm))
+		fresh.birth_stack = user_stack();
 	child = find_child(sk);
 	if (child)
 		fresh.since_ns = child->since_ns;
@@ -35,11 +37,13 @@ static __always_inline void found_in_hand(u64 sk, s32 fd, u8 how)
 	fill_transition(r, sk, &h, state, state);
 	r->facts |= FACT_TRACKED | FACT_VERIFIED;
 	r->cookie = entry->cookie;
-	r->kind = child ? KIND_ACCEPTED : KIND_EXISTING;
-	if (child) {
-		fill_child(r, child, sk);
+	/* Accepted and no child: a packet came, and another CPU has told it just now. */
+	r->kind = child || how == HOW_ACCEPT ? KIND_ACCEPTED : KIND_EXISTING;
+	if (r->kind == KIND_ACCEPTED)
 		r->accepted_ns = r->ts_ns;
-	}
+	if (child)
+		fill_child(r, child, sk);
+	fill_stacks(r, entry);
 	fill_owner(r, &entry->owner);
 	events.ringbuf_submit(r, 0);
 	if (child)
@@ -89,36 +93,6 @@ int on_accept_exit(void *ctx)
 		found_in_hand(sk, fd, HOW_ACCEPT);
 	else
 		forget_child(sk);
-	return 0;
-}
-#endif
-
-#ifdef HAVE_IO_LENGTH
-/* sock:sock_recv_length, sock:sock_send_length (6.3): a descriptor passed by SCM_RIGHTS, io_uring.
- */
-int on_io(struct bpf_raw_tracepoint_args *ctx)
-{
-	u64 sk = ctx->args[0], file;
-	u32 pid = current_tgid();
-	struct tracked *entry;
-
-	if (!pid_is_traced(pid))
-		return 0;
-	sk = tcp_sk(sk);
-	entry = sockets.lookup(&sk);
-	if (entry ? entry->owner.pid == pid : TRACE_ALL_OWNERS)
-		return 0;
-	file = file_of(socket_of(sk));
-	if (!file || (current_flags() & PF_KTHREAD))
-		return 0;
-	if (entry && still_holds(&entry->owner, file))
-		return 0;
-	if (entry) {
-		identify_current(&entry->owner, HOW_LAST_IO);
-		entry->owner.fd = current_fd_of(file);
-	} else {
-		found_in_hand(sk, current_fd_of(file), HOW_LAST_IO);
-	}
 	return 0;
 }
 #endif

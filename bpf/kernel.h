@@ -15,7 +15,8 @@
 /* LLVM unrolls small loops, which only makes the program larger and the start slower. */
 #define LOOP _Pragma("clang loop unroll(disable)") for
 
-#define PF_EXITING 0x00000004 /* include/linux/sched.h, unchanged since 2.6 */
+#define PF_EXITING 0x00000004   /* include/linux/sched.h, unchanged since 2.6 */
+#define PF_IO_WORKER 0x00000010 /* 5.12; what stood there before is long gone */
 #define PF_KTHREAD 0x00200000
 
 /* The first bytes of every socket: struct sock_common, read in one go. */

@@ -13,6 +13,12 @@ struct state_record {
 	u64 cookie;
 	u64 start_ns;
 	u64 listener_start_ns;
+	u64 user_stack; /* ids, see stack.h */
+	u64 birth_stack;
+	u64 read_stack;
+	u64 write_stack;
+	u64 eof_stack;
+	u64 close_stack;
 	u32 pid;
 	u32 tid;
 	u32 uid;
@@ -27,6 +33,7 @@ struct state_record {
 	u32 send_q;
 	u32 fin_wait2_jiffies;
 	u32 facts;
+	s32 kernel_stack;
 	u16 sk_err;
 	u16 sport;
 	u16 dport;
@@ -182,6 +189,15 @@ static __always_inline void fill_owner(struct state_record *r, struct owner *who
 	__builtin_memcpy(r->comm, who->comm, sizeof(r->comm));
 }
 
+static __always_inline void fill_stacks(struct state_record *r, struct tracked *entry)
+{
+	r->birth_stack = entry->birth_stack;
+	r->read_stack = entry->read_stack;
+	r->write_stack = entry->write_stack;
+	r->eof_stack = entry->eof_stack;
+	r->close_stack = entry->close_stack;
+}
+
 static __always_inline void fill_no_owner(struct state_record *r)
 {
 	r->pid = r->tid = r->uid = 0;
@@ -204,6 +220,9 @@ static __always_inline void fill_transition(struct state_record *r, u64 sk, stru
 	r->inode = inode_of(file);
 	r->since_ns = r->syn_recv_ns = r->established_ns = r->accepted_ns = 0;
 	r->held_cpu_pid = r->listener_pid = r->listener_start_ns = 0;
+	r->user_stack = r->birth_stack = r->read_stack = r->write_stack = r->eof_stack = 0;
+	r->close_stack = 0;
+	r->kernel_stack = -1;
 	r->fin_wait2_jiffies = 0;
 	r->facts = 0;
 	note_lock(&r->facts, sk);

@@ -21,6 +21,27 @@ static __always_inline bool is_birth(u32 old_state, u32 new_state)
 	return old_state == TCP_CLOSE && (new_state == TCP_SYN_SENT || new_state == TCP_LISTEN);
 }
 
+/* FIN_WAIT1 and LAST_ACK are only ever entered by close() and shutdown(). */
+static __always_inline bool is_closed_by_call(struct state_record *r)
+{
+	if (r->new_state == TCP_CLOSE)
+		return r->old_state == TCP_LISTEN || (r->facts & FACT_FILE_CLOSING);
+	return r->new_state == TCP_FIN_WAIT1 || r->new_state == TCP_LAST_ACK;
+}
+
+/* The owner itself is running: in a call of its own, or as a packet comes in during one. */
+static __always_inline void note_stack(struct tracked *entry, struct state_record *r)
+{
+	if (!(r->facts & FACT_LOCKED_BY_CURRENT) || r->cpu_pid != entry->owner.pid ||
+	    !comm_is_wanted(entry->owner.comm))
+		return;
+	r->user_stack = user_stack();
+	if (is_birth(r->old_state, r->new_state))
+		entry->birth_stack = r->user_stack;
+	if (is_closed_by_call(r))
+		entry->close_stack = r->user_stack;
+}
+
 static __always_inline void entry_moves(struct tracked *entry, struct state_record *r, u64 file)
 {
 	u32 facts = *(volatile u32 *)&r->facts;
@@ -33,6 +54,8 @@ static __always_inline void entry_moves(struct tracked *entry, struct state_reco
 	entry->since_ns = r->ts_ns;
 	if ((facts & FACT_LOCKED_BY_CURRENT) && r->cpu_pid == entry->owner.pid)
 		entry->owner.tid = r->cpu_tid;
+	note_stack(entry, r);
+	fill_stacks(r, entry);
 	fill_owner(r, &entry->owner);
 }
 
@@ -45,8 +68,8 @@ static __always_inline void child_moves(struct child *child, struct state_record
 	fill_child(r, child, sk);
 }
 
-static __always_inline void tell(struct tracked *entry, struct child *child, u64 sk, struct head *h,
-				 u32 old_state, u32 new_state)
+static __always_inline void tell(void *ctx, struct tracked *entry, struct child *child, u64 sk,
+				 struct head *h, u32 old_state, u32 new_state)
 {
 	struct state_record *r = record_reserve(1 + (entry ? 0 : held_back(child)));
 
@@ -56,6 +79,7 @@ static __always_inline void tell(struct tracked *entry, struct child *child, u64
 		return;
 	}
 	fill_transition(r, sk, h, old_state, new_state);
+	r->kernel_stack = kernel_stack(ctx);
 	r->kind = KIND_STATE;
 	if (entry)
 		entry_moves(entry, r, file_of(socket_of(sk)));
@@ -100,7 +124,7 @@ static __always_inline bool is_nobodys(u64 sk, u32 old_state, u32 new_state)
 	return !had_listener();
 }
 
-static __always_inline void state_changes(u64 sk, u32 old_state, u32 new_state)
+static __always_inline void state_changes(void *ctx, u64 sk, u32 old_state, u32 new_state)
 {
 	struct child *child = NULL;
 	struct tracked *entry;
@@ -130,7 +154,7 @@ static __always_inline void state_changes(u64 sk, u32 old_state, u32 new_state)
 		if (!stranger_is_wanted(child, sk, &h))
 			return;
 	}
-	tell(entry, child, sk, &h, old_state, new_state);
+	tell(ctx, entry, child, sk, &h, old_state, new_state);
 }
 
 int on_state_change(struct bpf_raw_tracepoint_args *ctx)
@@ -140,7 +164,7 @@ int on_state_change(struct bpf_raw_tracepoint_args *ctx)
 	u64 number = event_number(sk, old_state, new_state);
 
 	if (is_mine(number)) {
-		state_changes(sk, old_state, new_state);
+		state_changes(ctx, sk, old_state, new_state);
 		note_done(number);
 	}
 	return 0;

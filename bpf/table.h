@@ -6,8 +6,13 @@
 
 struct tracked {
 	struct owner owner;
-	u64 cookie;   /* the kernel's number of the socket, or OWN_NUMBER and ours */
-	u64 since_ns; /* when it entered its present state; 0: before we came */
+	u64 cookie;      /* the kernel's number of the socket, or OWN_NUMBER and ours */
+	u64 since_ns;    /* when it entered its present state; 0: before we came */
+	u64 birth_stack; /* ids of user stacks: accept, connect or listen ... */
+	u64 read_stack;  /* ... and the last of each */
+	u64 write_stack;
+	u64 eof_stack;
+	u64 close_stack;
 };
 
 BPF_HASH(sockets, u64, struct tracked, MAX_SOCKETS);

@@ -129,20 +129,28 @@ static __always_inline s32 fd_of_file(u64 task, u64 file)
 	return fd >= 0 && file_at(task, fd) == file ? fd : -1;
 }
 
-/* The first argument of the system call that current is in, where it is a descriptor. */
-static __always_inline s32 syscall_fd(void)
+/* What the registers were when current entered the kernel. */
+static __always_inline u64 user_registers(void)
 {
 #ifdef HAVE_TASK_PT_REGS
 	struct task_struct *task = (void *)bpf_get_current_task_btf();
-	u64 regs = bpf_task_pt_regs(task), argument = 0;
+
+	return bpf_task_pt_regs(task);
 #else
-	/* Before 5.15 (commit dd6e10fbd9fb): the registers lie at the top of the stack. */
-	u64 stack = 0, regs, argument = 0;
+	/* Before 5.15 (commit dd6e10fbd9fb): they lie at the top of the kernel's stack. */
+	u64 stack = 0;
 
 	READ(stack, bpf_get_current_task(), O_task_struct__stack);
-	regs = stack + KERNEL_STACK_BYTES - PT_REGS_BYTES;
+	return stack + KERNEL_STACK_BYTES - PT_REGS_BYTES;
 #endif
-	READ(argument, regs, O_pt_regs__first_argument);
+}
+
+/* The first argument of the system call that current is in, where it is a descriptor. */
+static __always_inline s32 syscall_fd(void)
+{
+	u64 argument = 0;
+
+	READ(argument, user_registers(), O_pt_regs__first_argument);
 	return (s32)argument;
 }
 

@@ -12,6 +12,7 @@ from types import FrameType
 
 from tcptrace.cli.sinks.base import Sink
 from tcptrace.cli.spawned import Spawned
+from tcptrace.probes.engine.errors import UsageError
 from tcptrace.probes.engine.ring import Waiter
 from tcptrace.probes.publish import Publisher
 from tcptrace.probes.states import Event
@@ -82,7 +83,7 @@ class Run:
             os.close(wake_w)
 
     def _go(self, wake_fd: int) -> str:
-        pidfds = {os.pidfd_open(pid) for pid in self.pids}
+        pidfds = _pidfds(self.pids)
         others = [wake_fd, *pidfds, *([self.spawned.pidfd] if self.spawned else [])]
         waiter = Waiter(self.tracer.ring_fd, others)
         try:
@@ -177,6 +178,19 @@ class Run:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._why = self._why or signal.Signals(number).name
+
+
+def _pidfds(pids: Iterable[int]) -> set[int]:
+    """To wait for their ends."""
+    found = set()
+    for pid in pids:
+        try:
+            found.add(os.pidfd_open(pid))
+        except ProcessLookupError as error:
+            for fd in found:
+                os.close(fd)
+            raise UsageError(f"process {pid} has ended before tracing began") from error
+    return found
 
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

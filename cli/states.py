@@ -15,12 +15,15 @@ from tcptrace.cli.privileges import require_privileges
 from tcptrace.cli.run import Limits, Ready, Run
 from tcptrace.cli.sinks.base import LineWriter, Sink
 from tcptrace.cli.sinks.ndjson import NdjsonSink
+from tcptrace.cli.sinks.stack_lines import Depth
 from tcptrace.cli.sinks.text import TextSink
 from tcptrace.cli.spawned import Spawned
-from tcptrace.probes.engine.errors import EventsLostError, UsageError
+from tcptrace.probes.engine.errors import EventsLostError, MissingPieceError, UsageError
+from tcptrace.probes.enrich.stacks import libdw
 from tcptrace.probes.filters import Filters
+from tcptrace.probes.plan import Options
 from tcptrace.probes.publish import Publisher
-from tcptrace.probes.tracer import Options, Tracer
+from tcptrace.probes.tracer import Tracer
 
 
 @click.command("states", context_settings={"ignore_unknown_options": False})
@@ -39,6 +42,20 @@ from tcptrace.probes.tracer import Options, Tracer
 @click.option("--fail-on-loss", is_flag=True, help="Exit with 6 if any event was lost.")
 @click.option("--ready-fd", type=click.IntRange(min=0), help="Write a line here once attached.")
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Make this file once attached.")
+@click.option(
+    "--stack",
+    type=click.Choice(["user", "kernel", "both", "none"]),
+    help="Which stacks to take.  [default: user]",
+)
+@click.option(
+    "--stack-depth",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Frames that text shows of a stack, from the first of the program itself.",
+)
+@click.option("--full-stack", is_flag=True, help="Text shows all frames.")
+@click.option("--inline-stacks", is_flag=True, help="ndjson: frames in each event, not once.")
 @click.option(
     "--ring-mib",
     type=click.IntRange(1, 1024),
@@ -68,9 +85,16 @@ def command(command_line: tuple[str, ...], **values: Any) -> None:
 
 
 def _trace(filters: Filters, spawned: Spawned | None, values: dict[str, Any]) -> int:
-    run_options = Options(existing=values["existing"], ring_mib=_power_of_two(values["ring_mib"]))
+    stack = _stack_choice(values["stack"])
+    run_options = Options(
+        existing=values["existing"],
+        ring_mib=_power_of_two(values["ring_mib"]),
+        user_stacks=stack in ("user", "both"),
+        kernel_stacks=stack in ("kernel", "both"),
+        inline_stacks=values["inline_stacks"] or values["format_"] == "text",
+    )
     with Tracer(filters, run_options) as tracer:
-        sink = _open_sink(values["format_"], values["output"])
+        sink = _open_sink(values["format_"], values["output"], _depth(values))
         run = Run(
             tracer=tracer,
             publisher=Publisher(filters),
@@ -89,6 +113,20 @@ def _trace(filters: Filters, spawned: Spawned | None, values: dict[str, Any]) ->
         return tracer.lost
 
 
+def _stack_choice(asked: str | None) -> str:
+    """The default is user where that can be had; who asks for it gets it or an error."""
+    if asked in ("kernel", "none"):
+        return asked
+    try:
+        libdw.library()
+    except MissingPieceError as error:
+        if asked:
+            raise
+        click.echo(f"tcptrace: no stacks: {error.message}\n{error.help}", err=True)
+        return "none"
+    return asked or "user"
+
+
 def _check_output(values: dict[str, Any]) -> None:
     """Wrong paths and descriptors are found before anything is attached."""
     for path in filter(None, (values["output"], values["ready_file"])):
@@ -101,7 +139,11 @@ def _check_output(values: dict[str, Any]) -> None:
             raise UsageError(f"--ready-fd {values['ready_fd']}: {error.strerror}") from error
 
 
-def _open_sink(format_: str, output: Path | None) -> Sink:
+def _depth(values: dict[str, Any]) -> Depth:
+    return Depth(None if values["full_stack"] else values["stack_depth"])
+
+
+def _open_sink(format_: str, output: Path | None, depth: Depth) -> Sink:
     if output is None:
         fd, owned = sys.stdout.fileno(), False
     else:
@@ -111,7 +153,9 @@ def _open_sink(format_: str, output: Path | None) -> Sink:
             raise UsageError(f"cannot write {output}: {error.strerror}") from error
         owned = True
     writer = LineWriter(fd, owned=owned)
-    return NdjsonSink(writer) if format_ == "ndjson" else TextSink(writer, terminal=os.isatty(fd))
+    if format_ == "ndjson":
+        return NdjsonSink(writer)
+    return TextSink(writer, terminal=os.isatty(fd), depth=depth)
 
 
 def _report_loss(lost: int, *, fail: bool) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from tcptrace.probes.engine.constants import Fact
 from tcptrace.probes.enrich.owner import KERNEL_CLOSED
-from tcptrace.probes.states import Event
+from tcptrace.probes.states import STACKS, Event
 
 PATIENCE_S = 0.1
 
@@ -95,5 +95,13 @@ def _with_owner(earlier: Event, event: Event) -> Event:
         earlier["reason"] = "accept"
         if event["accepted_ns"]:
             earlier["accept_wait_us"] = (event["accepted_ns"] - earlier["ts_ns"]) // 1000
+    if "stack_ids" in earlier and "stack_ids" in event:
+        earlier["stack_ids"] = _with_birth(earlier["stack_ids"], event["stack_ids"])
     listener = {"listener_pid": None, "listener_comm": None}
     return earlier | owner | listener | {"owner_unknown": None, "uncertain": False}
+
+
+def _with_birth(earlier: tuple[int, ...], event: tuple[int, ...]) -> tuple[int, ...]:
+    """accept() came later than the transition; the code path that led to it is known now."""
+    at = STACKS.index("birth")
+    return earlier if earlier[at] else (*earlier[:at], event[at], *earlier[at + 1 :])

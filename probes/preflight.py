@@ -14,6 +14,8 @@ from tcptrace.probes.engine import btf, offsets, tracefs
 from tcptrace.probes.engine.errors import KernelRefusedError, MissingPieceError, TcptraceError
 from tcptrace.probes.engine.loader import import_bcc
 from tcptrace.probes.enrich import procfs
+from tcptrace.probes.enrich.stacks import libdw
+from tcptrace.probes.enrich.stacks.kallsyms import KernelSymbols
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,17 @@ def _packages() -> Check:
     return Check("packages", "ok", "click, orjson, pyroute2")
 
 
+def _stacks() -> Check:
+    try:
+        libdw.library()
+    except MissingPieceError as error:
+        return Check("stacks", "degraded", f"no user stacks: {error.message}", error.help)
+    symbols = KernelSymbols()
+    if symbols.hidden:
+        return Check("stacks", "degraded", f"user only: {symbols.why}")
+    return Check("stacks", "ok", "user (libdw) and kernel (/proc/kallsyms)")
+
+
 def _types() -> Check:
     with btf.kernel() as types:
         offsets.constants(types)
@@ -112,6 +125,7 @@ _LOOKS: dict[str, Callable[[], Check]] = {
     "packages": _packages,
     "bcc": _bcc,
     "types": _types,
+    "stacks": _stacks,
     "tracefs": _tracefs,
     "pid namespace": _pid_namespace,
     "lockdown": _lockdown,

@@ -18,7 +18,14 @@ from tcptrace.probes.enrich.procfs import comm_text
 from tcptrace.probes.filters import Filters, comm_key
 from tcptrace.probes.states import Event
 
-_NAMES = {kind: tuple(field.name for field in fields) for kind, fields in schema.EVENTS.items()}
+_NAMES = {
+    kind: tuple(field.name for field in fields if not field.optional)
+    for kind, fields in schema.EVENTS.items()
+}
+_OPTIONAL = {
+    kind: tuple(field.name for field in fields if field.optional)
+    for kind, fields in schema.EVENTS.items()
+}
 
 
 class Publisher:
@@ -92,7 +99,8 @@ class Publisher:
         event["start_time"] = self._clock.wall_of_boot(start_ns) if start_ns else None
         if event.get("uncertain"):
             self._unknown += event.get("pid") is None
-        return {name: event[name] for name in _NAMES[kind]}
+        published = {name: event[name] for name in _NAMES[kind]}
+        return published | {name: event[name] for name in _OPTIONAL[kind] if name in event}
 
     def _wanted(self, event: Event) -> bool:
         if event["event"] not in ("state", "existing"):

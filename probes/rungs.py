@@ -137,20 +137,35 @@ ACCEPTED = Fact(
     without="who accepted a connection is looked up in /proc, which misses short ones",
 )
 
+_IO_CALLS = {
+    "read": ("read", "readv", "recvfrom", "recvmsg"),
+    "write": ("write", "writev", "sendto", "sendmsg", "sendfile64"),
+}
+
 LAST_IO = Fact(
-    "owner by first I/O",
+    "reads and writes",
     (
         Rung(
             "raw tracepoints sock:sock_send_length, sock_recv_length",
             tracepoint("sock:sock_recv_length"),
             (
-                Hook("on_io", "raw", "sock_send_length"),
-                Hook("on_io", "raw", "sock_recv_length"),
+                Hook("on_send", "raw", "sock_send_length"),
+                Hook("on_receive", "raw", "sock_recv_length"),
             ),
             lambda: {"HAVE_IO_LENGTH": 1},
         ),
+        Rung(
+            "tracepoints of the system calls' exits: read, recvfrom, ... (before 6.3)",
+            tracepoint("syscalls:sys_exit_read"),
+            tuple(
+                Hook(f"on_{what}_exit", "tracepoint", f"syscalls:sys_exit_{call}")
+                for what, calls in _IO_CALLS.items()
+                for call in calls
+            ),
+            lambda: {"IO_BY_SYSCALL": 1},
+        ),
     ),
-    without="a socket passed by SCM_RIGHTS or accepted by io_uring is looked up in /proc",
+    without="no stacks of reads and writes; a socket passed by SCM_RIGHTS is looked up in /proc",
 )
 
 DESTROYED = Fact(

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from tcptrace.probes.engine.forked import Channel, Forked
 from tcptrace.probes.filters import Filters
-from tcptrace.probes.tracer import Options, Tracer
+from tcptrace.probes.plan import Options
+from tcptrace.probes.tracer import Tracer
 
 _CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any
 
-from tcptrace.probes.engine.constants import Fact, How, Kind, TcpState
+from tcptrace.probes.engine.constants import Fact, How, Kind, Stack, TcpState
 from tcptrace.probes.engine.ring import Row
 from tcptrace.probes.enrich import owner, reason
 from tcptrace.probes.enrich.procfs import comm_text
 
-SOURCES = ("states.c", "births.c", "processes.c", "cookies.c")
+SOURCES = ("states.c", "births.c", "io.c", "stacks.c", "processes.c", "cookies.c")
 COPIED = ("on_state_change",)
 ON_DEMAND = ("adopt", "adopt_children", "tell_child")
+
+STACKS = ("user", "birth", "last_read", "last_write", "eof", "close", "kernel")
+"""In the order of an event's ``stack_ids``; the stream's fields are ``user_stack`` and so on."""
 
 Event = dict[str, Any]
 
@@ -59,6 +63,7 @@ class Interpreter:
         first = dict(record)
         first |= {"recv_q": 0, "send_q": 0, "cpu_pid": record["held_cpu_pid"], "sk_err": 0}
         first |= {"since_ns": 0, "accepted_ns": 0, "ts_ns": record["syn_recv_ns"]}
+        first |= _NOT_YET
         first |= {"old_state": TcpState.LISTEN, "new_state": TcpState.SYN_RECV}
         yield self._state(first)
         if not record["established_ns"]:
@@ -87,6 +92,7 @@ class Interpreter:
             "cpu_pid": record["cpu_pid"],
             "became": why.became,
             "lives_on_s": _lives_on(why.became, lives_on),
+            "stack_ids": _stack_ids(record),
         }
 
     def _existing(self, record: dict[str, Any]) -> Event:
@@ -149,6 +155,28 @@ def _owner(record: dict[str, Any]) -> Event:
         "orphan": orphan,
         "uncertain": False,
     }
+
+
+_NOT_YET = dict.fromkeys(("user_stack", "read_stack", "write_stack", "eof_stack", "close_stack"), 0)
+_NOT_YET["kernel_stack"] = -1
+"""What a child had no stack of before it was accepted."""
+
+
+def _stack_ids(record: dict[str, Any]) -> tuple[int, ...]:
+    """0: none. Kernel stacks, which the kernel numbers from 0, as -1, -2, ..."""
+    kernel = record["kernel_stack"]
+    return (
+        record["user_stack"],
+        record["birth_stack"],
+        record["read_stack"],
+        record["write_stack"],
+        record["eof_stack"],
+        record["close_stack"],
+        -1 - kernel if kernel >= 0 else _KERNEL_ERRORS.get(kernel, 0),
+    )
+
+
+_KERNEL_ERRORS = {-errno.EEXIST: int(Stack.COLLISION)}
 
 
 def cookie_text(cookie: int) -> str | None:

@@ -15,40 +15,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tcptrace.probes import rungs, states
+from tcptrace.probes import rungs
 from tcptrace.probes.accept_queue import AcceptQueue
-from tcptrace.probes.engine import bpfcall, btf, constants, offsets, tracefs
-from tcptrace.probes.engine.compiled import Plan
-from tcptrace.probes.engine.constants import Adopt, Fact, Setting
-from tcptrace.probes.engine.errors import KernelRefusedError
+from tcptrace.probes.adoption import Adoption
+from tcptrace.probes.engine import bpfcall, tracefs
+from tcptrace.probes.engine.constants import Setting
 from tcptrace.probes.engine.forked import Forked
 from tcptrace.probes.engine.losses import Losses
 from tcptrace.probes.engine.programs import Programs
 from tcptrace.probes.engine.ring import Ring, Row
 from tcptrace.probes.enrich import inventory, procfs
 from tcptrace.probes.enrich.clock import ticks_per_second
-from tcptrace.probes.enrich.inventory import Found, Inventory
+from tcptrace.probes.enrich.inventory import Inventory
 from tcptrace.probes.enrich.owner import OwnerSearch
-from tcptrace.probes.enrich.procfs import Holder
-from tcptrace.probes.existing import existing_event
 from tcptrace.probes.filters import Filters
+from tcptrace.probes.handover import Handover
+from tcptrace.probes.plan import MAX_CHILDREN, Options, plan_of
+from tcptrace.probes.stacks import Stacks, kernel_side
 from tcptrace.probes.states import Event, Interpreter
 
-_MAX_CHILDREN = 16384
 _SETTLE_S = 0.005
 """A system call that was past the tracepoint when it was attached, and lost its CPU before it
 stored the new state, would be seen by the inventory in its old state: let it come to its end."""
+_HELD_AT_START = 512
 _CHILD_WAITS_NS = 100_000_000
 """A child that nobody accepted for so long is told as it stands."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to run; what to look for is in Filters."""
-
-    existing: bool = True
-    ring_mib: int = 8
-    max_sockets: int = 65536
 
 
 @dataclass
@@ -67,20 +58,25 @@ class Tracer:
         )
         self._scout = Forked("the inventory", inventory.scout)
         try:
-            self._programs = Programs(self._plan())
+            plan = plan_of(self.filters, self.options, self.standing)
+            self._programs = Programs(plan)
         except BaseException:
             self._scout.close()
             raise
         ring = self._programs.map("events")
         self._ring = Ring(ring.fd, ring.max_entries, self._programs.layout("state_record"))
         self._interpreter = Interpreter(self._ring.names, ticks_per_second())
-        self._owners = OwnerSearch(self._adopt)
+        self._adoption = Adoption(self._programs)
+        self._owners = OwnerSearch(self._adoption.one)
         self._losses = Losses(self._programs)
         self._accept_queue = AcceptQueue()
-        self._unwanted: set[int] = set()
+        self._stacks = Stacks(
+            kernel_side(self._programs, plan), self.notes, inline=self.options.inline_stacks
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._stacks.close()
         self._ring.close()
         self._scout.close()
         self._programs.close()
@@ -109,9 +105,10 @@ class Tracer:
         self._scout.send(pids or None)
         taken = self._scout.receive()
         self.notes += taken.unreadable
-        self._adopt_all(taken, pids)
+        self._stacks.hold(pids or _holders(taken))
+        self._adoption.all(taken, pids if self.filters.by_pid else None)
         self._set(Setting.WINDOW, 0)
-        return self._hand_over(taken, pids)
+        return self._stacks.pass_on(self._hand_over(taken, pids))
 
     def detach(self) -> None:
         """No further records; those in the buffer can still be read."""
@@ -130,19 +127,21 @@ class Tracer:
         """The transitions since the last call, owners settled."""
         told = [event for row in self._ring.drain() for event in self._events(row)]
         told += [self._settled(event) for event in self._accept_queue.overdue()]
-        return sorted(told, key=_time)  # several CPUs write, and some events were kept back
+        # several CPUs write, and some events were kept back
+        return self._stacks.pass_on(sorted(told, key=_time))
 
     def rest(self) -> list[Event]:
         """What was still kept back: call it last."""
         events = self.read()
         while self._ring.has_backlog:
             events += self.read()
-        return events + [self._settled(event) for event in self._accept_queue.rest()]
+        last = [self._settled(event) for event in self._accept_queue.rest()]
+        return events + self._stacks.pass_on(last) + self._stacks.rest()
 
     @property
     def keeps_back(self) -> bool:
         """Whether ``read`` has to be called again soon, also if no record comes."""
-        return len(self._accept_queue) > 0
+        return len(self._accept_queue) > 0 or len(self._stacks) > 0
 
     @property
     def is_behind(self) -> bool:
@@ -163,7 +162,7 @@ class Tracer:
         before_ns = time.monotonic_ns() - (0 if at_once else _CHILD_WAITS_NS)
         layout = self._programs.layout("child")
         decoder, established = layout.decoder(), layout.names.index("established_ns")
-        for key in bpfcall.keys(fd, 8, _MAX_CHILDREN):
+        for key in bpfcall.keys(fd, 8, MAX_CHILDREN):
             raw = bpfcall.lookup(fd, key, layout.size)
             if raw and 0 < decoder.unpack(raw)[established] < before_ns:
                 self._programs.run("tell_child", *struct.unpack("=Q", key))
@@ -171,26 +170,6 @@ class Tracer:
     def losses(self) -> list[Event]:
         """One ``loss`` event per place where something was lost since the last call."""
         return self._losses.news()
-
-    def _plan(self) -> Plan:
-        with btf.kernel() as types:
-            definitions = constants.definitions() | offsets.constants(types)
-        if self.filters.cgroups and "O_sock__sk_cgrp_data" not in definitions:
-            raise KernelRefusedError("this kernel does not know the cgroup of a socket")
-        definitions |= self.standing.definitions | self.filters.definitions()
-        definitions |= {
-            "MAX_SOCKETS": self.options.max_sockets,
-            "MAX_CHILDREN": _MAX_CHILDREN,
-            "RING_PAGES": self.options.ring_mib * 256,
-        }
-        return Plan(
-            sources=states.SOURCES,
-            hooks=self.standing.hooks,
-            on_demand=states.ON_DEMAND,
-            copied=states.COPIED,
-            layouts=("state_record", "child"),
-            definitions=definitions,
-        )
 
     def _set(self, setting: Setting, value: int) -> None:
         self._programs.put("settings", struct.pack("=I", setting), struct.pack("=Q", value))
@@ -203,39 +182,6 @@ class Tracer:
         if not self.filters.follow:
             return set(self.filters.pids)
         return procfs.descendants(self.filters.pids)
-
-    def _adopt_all(self, taken: Inventory, pids: set[int]) -> None:
-        wanted = pids if self.filters.by_pid else None
-        for found in taken.found:
-            holder = _chosen_holder(found, wanted)
-            if not holder or not found.row.inode:
-                continue
-            outcome = self._adopt(holder, found.row.inode)
-            if outcome in (Adopt.DONE_LISTENER, Adopt.ONLY_LISTENER):
-                self._adopt_queue(holder.pid)
-            if outcome in (Adopt.NOT_WANTED, Adopt.ONLY_LISTENER):
-                self._unwanted.add(found.row.inode)
-
-    def _adopt_queue(self, listener_pid: int) -> None:
-        for _ in range(_MAX_CHILDREN):  # 64 children at a time
-            if not self._programs.run("adopt_children", listener_pid):
-                return
-
-    def _adopt(self, holder: Holder, inode: int) -> Adopt:
-        try:
-            pidfd = os.pidfd_open(holder.pid)
-        except OSError:
-            return Adopt.NO_TASK
-        try:
-            arguments = (pidfd, holder.pid, holder.fd, inode, constants.How.FD_SCAN)
-            return Adopt(self._programs.run("adopt", *arguments))
-        except OSError as error:
-            raise KernelRefusedError(
-                f"the kernel does not run the adoption program: {error}",
-                help="It needs BPF_PROG_TEST_RUN of raw tracepoints (Linux 5.10).",
-            ) from error
-        finally:
-            os.close(pidfd)
 
     def _events(self, row: Row) -> Iterator[Event]:
         for event in self._interpreter.interpret(row):
@@ -257,44 +203,14 @@ class Tracer:
         events: list[Event] = []
         while rows := self._ring.drain():
             events += [event for row in rows for event in self._interpreter.interpret(row)]
-        first: dict[Any, Event] = {}
-        for event in events:
-            first.setdefault(_identity(event), event)
-        shown = [
-            existing_event(found, first.get(_cookie(found)) or first.get(found.row.flow))
-            for found in taken.found
-            if self.options.existing and self._shows(found)
-        ]
-        known = {_cookie(found) for found in taken.found} | {
-            found.row.flow for found in taken.found
-        }
-        live = [event for event in events if self._in_hand(event, known, pids)]
+        handover = Handover(taken, self.filters, pids, self._adoption.unwanted)
+        shown = handover.existing(events) if self.options.existing else []
         told = [
             self._settled(passed)
-            for event in live
-            for passed in self._accept_queue.pass_on(_numbered(event, taken))
+            for event in handover.live(events)
+            for passed in self._accept_queue.pass_on(event)
         ]
-        return [event for event in shown if event] + told
-
-    def _shows(self, found: Found) -> bool:
-        row = found.row
-        return (
-            self._passed_kernel_filters(found)
-            and self.filters.wants_state(row.state)
-            and self.filters.wants_row(row.sport, row.dport, row.saddr, row.daddr, row.netns)
-        )
-
-    def _passed_kernel_filters(self, found: Found) -> bool:
-        """The cgroup is only known to the kernel half, which answers when a socket is adopted."""
-        if not self.filters.cgroups:
-            return True
-        return bool(found.row.inode) and found.row.inode not in self._unwanted
-
-    def _in_hand(self, event: Event, known: set[Any], pids: set[int]) -> bool:
-        """Whether a transition of the window concerns a traced process."""
-        if not self.filters.by_pid or not event["facts"] & Fact.IN_WINDOW:
-            return True
-        return event["pid"] in pids or event["listener_pid"] in pids or _identity(event) in known
+        return shown + told
 
 
 def _time(event: Event) -> int:
@@ -302,31 +218,6 @@ def _time(event: Event) -> int:
     return moment
 
 
-def _chosen_holder(found: Found, wanted: set[int] | None) -> Holder | None:
-    """Of several holders, the first that is traced; without -p, simply the first."""
-    for holder in found.holders:
-        if wanted is None or holder.pid in wanted:
-            return holder
-    return None
-
-
-def _cookie(found: Found) -> str | None:
-    return states.cookie_text(found.row.cookie)
-
-
-def _numbered(event: Event, taken: Inventory) -> Event:
-    """With the cookie that the inventory made the kernel give the socket meanwhile."""
-    if event["cookie"] is None:
-        rows = (found.row for found in taken.found if found.row.flow == _flow(event))
-        event["cookie"] = next((states.cookie_text(row.cookie) for row in rows), None)
-    return event
-
-
-def _identity(event: Event) -> Any:
-    """The kernel's cookie; the addresses of a socket that had none before the inventory."""
-    cookie = event["cookie"]
-    return cookie if cookie and not cookie.startswith("t") else _flow(event)
-
-
-def _flow(event: Event) -> tuple[Any, ...]:
-    return tuple(event[name] for name in ("netns", "saddr", "sport", "daddr", "dport"))
+def _holders(taken: Inventory) -> set[int]:
+    found = {holder.pid for found in taken.found for holder in found.holders}
+    return set(sorted(found)[:_HELD_AT_START])

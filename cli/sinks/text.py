@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tcptrace.cli.sinks.base import LineWriter
+from tcptrace.cli.sinks.stack_lines import Depth, stack_lines
 
 _HEADER = (
     f"{'TIME (UTC)':<15} {'PID':>7} {'COMM':<15} {'FD':>4} {'STATE':<25} "
@@ -18,11 +19,12 @@ _COLOURS = {"CLOSE_WAIT": _YELLOW, "ESTABLISHED": _GREEN, "CLOSE": _DIM, "TIME_W
 
 
 class TextSink:
-    """``width``: columns to cut at; None: never (not a terminal)."""
+    """On a terminal lines are cut at its width, but not those of ``--full-stack``."""
 
-    def __init__(self, writer: LineWriter, *, terminal: bool) -> None:
+    def __init__(self, writer: LineWriter, *, terminal: bool, depth: Depth | None = None) -> None:
         self._writer = writer
         self._terminal = terminal
+        self._depth = depth or Depth()
         self._headed = False
 
     def write(self, events: Sequence[dict[str, Any]]) -> None:
@@ -38,12 +40,15 @@ class TextSink:
         if kind == "start":
             return []
         if kind == "loss":
-            return [(f"LOST {event['lost']} events ({event['where']})", _RED)]
+            return [(loss_line(event), _RED)]
         if kind == "end":
             return [(end_line(event), _DIM)]
         header = [] if self._headed else [(_HEADER, "")]
         self._headed = True
-        return [*header, (socket_line(event), self._colour(event))]
+        lines = [*header, (socket_line(event), self._colour(event))]
+        if kind == "state":
+            lines += [(line, _DIM) for line in stack_lines(event, self._depth)]
+        return lines
 
     def _colour(self, event: dict[str, Any]) -> str:
         if str(event.get("reason", "")).startswith(("rst", "reset", "timeout", "refused")):
@@ -68,6 +73,13 @@ def socket_line(event: dict[str, Any]) -> str:
         f"{_end(event, 'saddr', 'sport'):<21} {_end(event, 'daddr', 'dport'):<21} "
         f"{_duration(event.get('duration_us')):>9}  {_why(event)}"
     )
+
+
+def loss_line(event: dict[str, Any]) -> str:
+    """What was lost, and where."""
+    if event["where"] == "stacks_suppressed":
+        return f"{event['lost']} stacks not taken: too many new ones came in one second"
+    return f"LOST {event['lost']} events ({event['where']})"
 
 
 def end_line(event: dict[str, Any]) -> str:

@@ -79,6 +79,8 @@ class Count(enum.IntEnum):
     LISTENERS_FULL = 2
     TAKEN_OVER = 3
     """Not a loss: events that the first copy of a program missed and a later one took."""
+    STACKS_SUPPRESSED = 4
+    """Not a lost event: a stack that is not known, as too many new ones came in one second."""
 
 
 COPIES = 2
@@ -115,6 +117,56 @@ class Setting(enum.IntEnum):
     """1 once every hook is on: what is told before could miss its next transition."""
 
 
+class Row(enum.IntEnum):
+    """How a row of a call frame table finds the CFA, the caller's stack pointer."""
+
+    SP = 1
+    """Stack pointer + offset."""
+    FP = 2
+    """Frame pointer + offset."""
+    FP_DEREF = 3
+    """What stands at frame pointer + offset (a function that realigns its stack)."""
+    SIGNAL = 4
+    """A signal handler's return: the registers lie in the signal frame at the stack pointer."""
+    END = 5
+    """The outermost frame."""
+    GUESS = 6
+    """No table covers this code: by frame pointer, as FP, and marked."""
+    LOST = 7
+    """The walk cannot go on from here."""
+
+
+class Walk(enum.IntEnum):
+    """How a walk up a stack ended."""
+
+    GOES_ON = 0
+    COMPLETE = 1
+    MISSING = 2
+    """No row for this address yet: never the end of a finished walk."""
+    DEEP = 3
+    """More frames than are walked."""
+    UNREADABLE = 4
+    """The stack's memory could not be read."""
+    LOST = 5
+    """No way on from the last address: no code, or a table that cannot be followed."""
+
+
+class Stack(enum.IntEnum):
+    """Ids of user stacks that have no frames, and the bits of those that have."""
+
+    NONE = 0
+    """The owner was not running."""
+    SUPPRESSED = 1
+    USER32 = 2
+    """A 32-bit program: its stack is not read."""
+    COLLISION = 3
+    """A kernel stack whose place in the kernel's table is taken by another."""
+    FIRST_CHAIN = 16
+    """This bit is set in the id of every finished walk."""
+    UNFINISHED = 1 << 63
+    """A snapshot, to be finished by user space."""
+
+
 def definitions() -> dict[str, int]:
     """All of the above as C constants, ``TCP_LISTEN=10`` and so on."""
     named: dict[str, type[enum.IntEnum] | type[enum.IntFlag]] = {
@@ -125,6 +177,9 @@ def definitions() -> dict[str, int]:
         "COUNT": Count,
         "ADOPT": Adopt,
         "SETTING": Setting,
+        "ROW": Row,
+        "WALK": Walk,
+        "STACK": Stack,
     }
     found = {f"{prefix}_{item.name}": int(item) for prefix, kind in named.items() for item in kind}
     found |= {

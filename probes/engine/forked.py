@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import select
 import signal
 import socket
 import struct
@@ -27,6 +28,16 @@ class Channel:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
+
+    @property
+    def fd(self) -> int:
+        return self._end.fileno()
+
+    def has_news(self) -> bool:
+        """Whether ``receive`` has something (perhaps the end of the other side)."""
+        poll = select.poll()  # unlike select(), it takes descriptors above 1023
+        poll.register(self._end, select.POLLIN)
+        return bool(poll.poll(0))
 
     def send(self, item: Any) -> None:
         """Plain data."""
@@ -66,6 +77,10 @@ class Forked:
 
     def send(self, item: Any) -> None:
         self._channel.send(item)
+
+    def has_news(self) -> bool:
+        """Whether ``receive`` returns, or raises, at once."""
+        return self._channel.has_news()
 
     def receive(self) -> Any:
         """The child's next message.

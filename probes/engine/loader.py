@@ -28,6 +28,8 @@ SHARED = (
     "task.h",
     "filter.h",
     "table.h",
+    "space.h",
+    "stack.h",
     "owner.h",
     "listeners.h",
     "record.h",
@@ -61,7 +63,7 @@ class _Compiled:
 
     def _compile(self) -> Any:
         os.environ["BCC_KERNEL_SOURCE"] = str(c_folder() / "headers")
-        flags = [f"-D{name}={value}" for name, value in self._plan.definitions.items()]
+        flags = [f"-D{name}={_literal(value)}" for name, value in self._plan.definitions.items()]
         output = _keep_stderr()
         try:
             return self._bcc.BPF(
@@ -103,6 +105,10 @@ def _described(fd: int) -> MapShape:
         max_entries=int(fields["max_entries"]),
         flags=int(fields["map_flags"], 16),
     )
+
+
+def _literal(value: int) -> str:
+    return f"{value}ULL" if value >= 1 << 63 else str(value)
 
 
 def import_bcc() -> ModuleType:

@@ -16,6 +16,8 @@ _MISSES = re.compile(r"recursion_misses:\s*(\d+)")
 
 
 _PLACES = (Count.RING_FULL, Count.TABLE_FULL, Count.LISTENERS_FULL)
+_NO_EVENT = "stacks_suppressed"
+"""An event without its stack is no lost event."""
 
 
 class Losses:
@@ -34,7 +36,7 @@ class Losses:
 
     @property
     def total(self) -> int:
-        return sum(self._now().values())
+        return sum(total for where, total in self._now().items() if where != _NO_EVENT)
 
     def news(self) -> list[dict[str, Any]]:
         """``loss`` events for what was lost since the last call."""
@@ -50,6 +52,7 @@ class Losses:
 
     def _now(self) -> dict[str, int]:
         found = {count.name.lower(): self._sum(count) for count in _PLACES}
+        found[_NO_EVENT] = self._sum(Count.STACKS_SUPPRESSED)
         missed = _misses(self._programs.program("on_state_change"))
         return found | {"nested": max(missed - self._sum(Count.TAKEN_OVER), 0)}
 

@@ -37,6 +37,7 @@ REQUIRED = (
     "file.private_data",
     "inode.i_ino",
     "inode.i_private",
+    "inode.i_mode",
     "net.ns.inum",
     "net.ipv4.sysctl_tcp_fin_timeout",
     "inet_sock.inet_sport",
@@ -90,7 +91,56 @@ MPTCP = (  # all or none: without CONFIG_MPTCP
     "mptcp_sock.first",
 )
 
-_FIRST_ARGUMENT = {"x86_64": "pt_regs.di", "aarch64": "pt_regs.orig_x0"}
+STACKS = (  # only with user stacks
+    "task_struct.mm",
+    "mm_struct.start_code",
+    "mm_struct.start_stack",
+    "mm_struct.start_brk",
+    "mm_struct.mmap_base",
+    "mm_struct.exec_vm",
+    "mm_struct.exe_file",
+)
+
+_REGISTERS: dict[str, dict[str, tuple[str, int]]] = {
+    "x86_64": {
+        "first_argument": ("pt_regs.di", 0),
+        "ip": ("pt_regs.ip", 0),
+        "sp": ("pt_regs.sp", 0),
+        "frame_pointer": ("pt_regs.bp", 0),
+        "cs": ("pt_regs.cs", 0),
+    },
+    "aarch64": {
+        "first_argument": ("pt_regs.orig_x0", 0),
+        "pc": ("pt_regs.pc", 0),
+        "sp": ("pt_regs.sp", 0),
+        "frame_pointer": ("pt_regs.regs", 29 * 8),
+        "link": ("pt_regs.regs", 30 * 8),
+        "pstate": ("pt_regs.pstate", 0),
+    },
+}
+"""Name in the C half -> field, and bytes into it."""
+
+SIGNAL_FRAME = {
+    # From the stack pointer in the trampoline: struct rt_sigframe without its return address
+    # (arch/x86/include/asm/sigframe.h): uc_mcontext at 40, then r8-r15, di, si, bp, bx, dx, ax,
+    # cx, sp, ip. ABI.
+    "x86_64": {
+        "SIGNAL_CONTEXT": 40,
+        "SIGNAL_FRAME_POINTER": 80,
+        "SIGNAL_STACK_POINTER": 120,
+        "SIGNAL_PC": 128,
+        "USER32_CS": 0x23,
+    },
+    # siginfo (128), then ucontext: uc_mcontext at 176, then fault_address, regs[31], sp, pc
+    # (arch/arm64/kernel/signal.c). ABI.
+    "aarch64": {
+        "SIGNAL_CONTEXT": 128 + 176,
+        "SIGNAL_FRAME_POINTER": 8 + 29 * 8,
+        "SIGNAL_LINK": 8 + 30 * 8,
+        "SIGNAL_STACK_POINTER": 8 + 31 * 8,
+        "SIGNAL_PC": 8 + 32 * 8,
+    },
+}
 _KERNEL_STACK_BYTES = 16384  # THREAD_SIZE of x86-64 and of arm64 with 4 KiB pages
 _TASK_PT_REGS = "BPF_FUNC_task_pt_regs"  # 5.15, commit dd6e10fbd9fb
 
@@ -106,9 +156,9 @@ def constants(btf: Btf) -> dict[str, int]:
             one whose registers nobody wrote down.
     """
     found: dict[str, int] = {}
-    for path in REQUIRED + OPTIONAL:
+    for path in REQUIRED + STACKS + OPTIONAL:
         field = btf.field(path)
-        if field is None and path in REQUIRED:
+        if field is None and path not in OPTIONAL:
             raise _unknown_field(path)
         if field is not None:
             name = path.replace(".", "__")
@@ -141,15 +191,17 @@ def _flags(btf: Btf) -> dict[str, int]:
 
 
 def _registers(btf: Btf) -> dict[str, int]:
-    path = _FIRST_ARGUMENT.get(platform.machine())
-    field = btf.field(path) if path else None
-    if field is None:
-        raise KernelRefusedError(f"tcptrace does not know the registers of {platform.machine()}")
-    found = {
-        "O_pt_regs__first_argument": field.offset,
-        "PT_REGS_BYTES": btf.size("pt_regs"),
-        "KERNEL_STACK_BYTES": _KERNEL_STACK_BYTES,
-    }
+    machine = platform.machine()
+    found = dict(SIGNAL_FRAME.get(machine, {}))
+    for name, (path, within) in _REGISTERS.get(machine, {}).items():
+        field = btf.field(path)
+        if field is None:
+            raise _unknown_field(path)
+        found[f"O_pt_regs__{name}"] = field.offset + within
+    if not found:
+        raise KernelRefusedError(f"tcptrace does not know the registers of {machine}")
+    found["PT_REGS_BYTES"] = btf.size("pt_regs")
+    found["KERNEL_STACK_BYTES"] = _KERNEL_STACK_BYTES
     if _TASK_PT_REGS in btf.enum("bpf_func_id"):
         found["HAVE_TASK_PT_REGS"] = 1
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-VERSION = "1.0"
+VERSION = "1.1"
 """Minor: fields added. Major: a field removed, or its meaning changed."""
 
 
@@ -22,6 +22,7 @@ class Field:
     says: str
     nullable: bool = True
     values: tuple[str, ...] = ()
+    optional: bool = False
 
 
 def _always(name: str, kind: str, says: str, *values: str) -> Field:
@@ -84,6 +85,23 @@ FLOW = (
     Field("inode", "integer", "inode of the socket, as /proc/PID/fd shows it"),
 )
 
+_STACK_SAYS = {
+    "user": "where the owner's thread was at the transition; null: it was not running",
+    "birth": "the accept(), connect() or listen() that made the socket",
+    "last_read": "the last read so far that returned data or end of file",
+    "last_write": "the last write so far",
+    "eof": "the read that returned end of file",
+    "close": "the close() or shutdown() that ended it",
+    "kernel": "the kernel's own functions at the transition",
+}
+STACK_IDS = tuple(
+    Field(f"{name}_stack_id", "string", f"id of a `stack` event: {says}")
+    for name, says in _STACK_SAYS.items()
+)
+STACK_FRAMES = tuple(
+    Field(f"{name}_stack", "strings", f"with --inline-stacks: frames, {says}", optional=True)
+    for name, says in _STACK_SAYS.items()
+)
 STATE = (
     *OWNER,
     Field("cpu_pid", "integer", "process that happened to run on the CPU: NOT the owner; 0: none"),
@@ -109,6 +127,17 @@ STATE = (
     ),
     Field(
         "lives_on_s", "integer", "seconds that the kernel keeps a TIME_WAIT or FIN_WAIT2 remainder"
+    ),
+    *STACK_IDS,
+    *STACK_FRAMES,
+)
+
+STACK = (
+    _always("stack_id", "string", "names these frames in the events that follow"),
+    _always(
+        "frames",
+        "strings",
+        "`function (module) file:line`, the innermost first; in brackets what is not certain",
     ),
 )
 
@@ -144,6 +173,7 @@ LOSS = (
         "table_full",
         "listeners_full",
         "nested",
+        "stacks_suppressed",
     ),
     _always("lost_total", "integer", "events lost since the start, at this place"),
 )
@@ -164,6 +194,7 @@ EVENTS: dict[str, tuple[Field, ...]] = {
     "start": COMMON + START,
     "existing": COMMON + EXISTING,
     "state": COMMON + STATE,
+    "stack": COMMON + STACK,
     "loss": COMMON + LOSS,
     "end": COMMON + END,
 }
@@ -172,6 +203,7 @@ SAYS = {
     "start": "Once, first: who writes this stream, and on what it stands.",
     "existing": "A socket that was there before tcptrace, or that a traced process was handed.",
     "state": "One state transition of one socket.",
+    "stack": "A stack, before the first event that names it. Equal stacks have one id.",
     "loss": "Something was lost, and how much. Nothing is lost without one of these.",
     "end": "Once, last: the counts. A stream without it was cut off.",
 }
@@ -201,7 +233,7 @@ def _event_schema(name: str, fields: tuple[Field, ...]) -> dict[str, Any]:
         "title": name,
         "type": "object",
         "properties": properties,
-        "required": [field.name for field in fields],
+        "required": [field.name for field in fields if not field.optional],
     }
 
 

@@ -1,0 +1,125 @@
+"""What a process has mapped executable, with the files held open from first sight.
+
+So a process that ends, or a file that is deleted or replaced, can still be read.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from tcptrace.probes.engine.constants import Row as RowKind
+from tcptrace.probes.enrich.stacks.binary import Binary
+from tcptrace.probes.enrich.stacks.frame import Frame
+from tcptrace.probes.enrich.stacks.perfmap import PerfMap
+from tcptrace.probes.enrich.stacks.row import FRAME_POINTER, LOST, CallRow
+
+_MAX_BINARIES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One executable mapping. ``start`` and ``end`` are addresses; ``offset`` into the file."""
+
+    start: int
+    end: int
+    offset: int
+    name: str
+    binary: Binary | None
+
+    def address_in_file(self, address: int) -> int | None:
+        """As it was linked; None where there is no file, or it does not say."""
+        if self.binary is None:
+            return None
+        return self.binary.address_of(address - self.start + self.offset)
+
+
+class Binaries:
+    """Open binaries, shared by all that map them; the same file is recognised by its inode."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[tuple[int, ...], Binary] = OrderedDict()
+
+    def of(self, fd: int, path: str, roots: list[Path]) -> Binary:
+        """Takes over ``fd``."""
+        status = os.fstat(fd)
+        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        known = self._open.get(key)
+        if known:
+            os.close(fd)
+            self._open.move_to_end(key)
+            return known
+        fresh = self._open[key] = Binary(fd, PurePath(path).name, roots, path)
+        while len(self._open) > _MAX_BINARIES:
+            self._open.popitem(last=False)
+        return fresh
+
+
+class Space:
+    """The executable regions of one process image, and where its JIT-compiled functions are told.
+
+    Raises:
+        OSError: the process is gone.
+    """
+
+    def __init__(self, pid: int, binaries: Binaries) -> None:
+        self.pid = pid
+        self._regions = sorted(_regions(pid, binaries), key=lambda region: region.start)
+        if not self._regions:
+            raise ProcessLookupError(pid)
+        self._starts = [region.start for region in self._regions]
+        self._perf_map = PerfMap(pid)
+
+    def region(self, address: int) -> Region | None:
+        index = bisect.bisect_right(self._starts, address) - 1
+        if index >= 0 and address < self._regions[index].end:
+            return self._regions[index]
+        return None
+
+    def row(self, address: int) -> CallRow:
+        """How to leave the function that is executed at this address."""
+        region = self.region(address)
+        if region is None:
+            return LOST
+        at = region.address_in_file(address)
+        if region.binary is None or at is None:
+            return FRAME_POINTER
+        row = region.binary.row(at) or FRAME_POINTER
+        return row if row.fits else LOST
+
+    def frames(self, address: int) -> list[Frame]:
+        """The function at this address, preceded by what was inlined there."""
+        region = self.region(address)
+        if region is None:
+            return [Frame(None, "not mapped", address)]
+        at = region.address_in_file(address)
+        if region.binary is not None and at is not None:
+            return region.binary.frames(at)
+        compiled = self._perf_map.frame(address)
+        return [compiled or Frame(None, region.name, address)]
+
+
+def _regions(pid: int, binaries: Binaries) -> Iterator[Region]:
+    roots = [Path(f"/proc/{pid}/root"), Path("/")]
+    for line in Path(f"/proc/{pid}/maps").read_text(errors="backslashreplace").splitlines():
+        span, permissions, offset, _device, inode, *rest = line.split(maxsplit=5)
+        if "x" not in permissions:
+            continue
+        start, end = (int(part, 16) for part in span.split("-"))
+        path = rest[0].removesuffix(" (deleted)") if rest else "[anonymous]"
+        binary = None
+        if int(inode):
+            with contextlib.suppress(OSError):
+                fd = os.open(f"/proc/{pid}/map_files/{span}", os.O_RDONLY | os.O_CLOEXEC)
+                binary = binaries.of(fd, path, roots)
+        yield Region(start, end, int(offset, 16), PurePath(path).name, binary)
+
+
+def guesses(row: CallRow) -> bool:
+    """Whether the frame that it leads to is only probable."""
+    return row.kind == RowKind.GUESS
