@@ -11,7 +11,9 @@
 #define PYTHON_STATES 4
 #define PYTHON_FRAME_BYTES 128
 #define PYTHON_CODE_WORDS 12
-#define PYTHON_NAMESPACES 32 /* MAX_PID_NS_LEVEL, include/linux/pid_namespace.h */
+#define PYTHON_TEXT_BYTES 64
+#define PYTHON_OBJECT_HASH 24 /* PyBytesObject.ob_shash of 3.11 */
+#define PYTHON_NAMESPACES 32  /* MAX_PID_NS_LEVEL, include/linux/pid_namespace.h */
 #define PYTHON_NO_FIELD 0xffffffff
 
 /* How a walk ended: class End in probes/enrich/stacks/cpython.py. */
@@ -42,6 +44,20 @@ struct python_layout {
 	u32 frame_bytes; /* all of the above lie within them */
 	u32 identity;    /* the part of a code object that never changes */
 	u32 identity_bytes;
+	u32 linetable; /* this and what follows: 3.11; which word of that part */
+	u32 qualname;
+	u32 filename;
+	u32 ascii_data; /* of a string */
+	u32 wide_data;
+};
+
+/* PyASCIIObject */
+struct python_text_head {
+	u64 references;
+	u64 type;
+	u64 length;
+	u64 hash;
+	u32 state;
 	u32 pad;
 };
 
@@ -89,14 +105,15 @@ struct python_walk {
 	u32 alone; /* there is one interpreter only */
 	struct python_ids own;
 	u8 raw[PYTHON_FRAME_BYTES + 8];
-	u64 words[PYTHON_CODE_WORDS];
+	u64 words[16]; /* PYTHON_CODE_WORDS, and room for an index that the verifier believes */
+	u64 text[PYTHON_TEXT_BYTES / 8];
 };
 
 BPF_TABLE("lru_hash", u64, struct python_layout, python_layouts, 4096);
 BPF_TABLE("lru_hash", u64, u64, python_threads, 8192); /* pid_tgid -> its thread state */
 BPF_PERCPU_ARRAY(python_walks, struct python_walk, 1);
 
-/* A function, as BCC takes 10 ms to look at each call of a helper in the text. */
+/* A function, as BCC 0.26 takes 30 ms over each call of this helper in the text. */
 static __always_inline long python_read(void *to, u32 bytes, u64 at)
 {
 	return bpf_probe_read_user(to, bytes, (void *)at);
@@ -280,17 +297,55 @@ static __always_inline u32 python_find_thread(struct python_walk *w, struct pyth
 	return end;
 }
 
+/* A string's length and last characters. */
+static __always_inline u64 python_text(struct python_walk *w, struct python_layout *l, u64 at,
+				       u64 hash)
+{
+	struct python_text_head head = {};
+	u64 bytes, last; /* the verifier loses the bound of a u32 that is cut from one */
+
+	PEEK(head, at);
+	bytes = head.length * (head.state >> 2 & 7); /* PyASCIIObject.state: kind, ascii */
+	last = bytes < PYTHON_TEXT_BYTES ? bytes : PYTHON_TEXT_BYTES;
+	at += (head.state >> 6 & 1 ? l->ascii_data : l->wide_data) + bytes - last;
+	__builtin_memset(w->text, 0, sizeof(w->text));
+	python_read(w->text, last, at);
+	hash = mixed(hash, bytes);
+	LOOP (u32 i = 0; i < PYTHON_TEXT_BYTES / 8; i++)
+		hash = mixed(hash, w->text[i]);
+	return hash;
+}
+
+/*
+ * 3.11 does not number its code objects, and the parts of one that was made at run time
+ * by exec() may all lie where those of its predecessor lay. Its names tell them apart.
+ * What came from a file of compiled code stays, and has never hashed its line table.
+ */
+static __always_inline u64 python_names(struct python_walk *w, struct python_layout *l, u64 hash)
+{
+	s64 hashed = -1;
+
+	if (l->linetable == PYTHON_NO_FIELD)
+		return hash;
+	PEEK(hashed, w->words[l->linetable & 15] + PYTHON_OBJECT_HASH);
+	if (hashed == -1)
+		return hash;
+	hash = mixed(hash, hashed);
+	hash = python_text(w, l, w->words[l->qualname & 15], hash);
+	return python_text(w, l, w->words[l->filename & 15], hash);
+}
+
 static __always_inline u32 python_identity(struct python_walk *w, struct python_layout *l, u64 code)
 {
 	u64 hash = 0;
 	u32 bytes = l->identity_bytes;
 
 	w->words[PYTHON_CODE_WORDS - 1] = 0; /* 3.11 has one word less */
-	if (bytes > sizeof(w->words) || python_read(w->words, bytes, code + l->identity))
+	if (bytes > PYTHON_CODE_WORDS * 8 || python_read(w->words, bytes, code + l->identity))
 		return 0;
 	LOOP (u32 i = 0; i < PYTHON_CODE_WORDS; i++)
 		hash = mixed(hash, w->words[i]);
-	return hash;
+	return python_names(w, l, hash);
 }
 
 static __always_inline struct python_frame *python_slot(struct python_walk *w, u32 index)

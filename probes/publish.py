@@ -22,10 +22,8 @@ _NAMES = {
     kind: tuple(field.name for field in fields if not field.optional)
     for kind, fields in schema.EVENTS.items()
 }
-_OPTIONAL = {
-    kind: tuple(field.name for field in fields if field.optional)
-    for kind, fields in schema.EVENTS.items()
-}
+_ALL_NAMES = {kind: tuple(field.name for field in fields) for kind, fields in schema.EVENTS.items()}
+"""With the frames of stacks, which come all or none."""
 
 
 class Publisher:
@@ -99,8 +97,8 @@ class Publisher:
         event["start_time"] = self._clock.wall_of_boot(start_ns) if start_ns else None
         if event.get("uncertain"):
             self._unknown += event.get("pid") is None
-        published = {name: event[name] for name in _NAMES[kind]}
-        return published | {name: event[name] for name in _OPTIONAL[kind] if name in event}
+        names = _ALL_NAMES[kind] if "user_stack" in event else _NAMES[kind]
+        return {name: event[name] for name in names}
 
     def _wanted(self, event: Event) -> bool:
         if event["event"] not in ("state", "existing"):

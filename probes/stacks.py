@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tcptrace.probes.engine.compiled import Plan
@@ -27,12 +27,26 @@ from tcptrace.probes.states import STACKS, Event
 PATIENCE_S = 2.0
 """How long an event waits for the functions of its stacks."""
 _MAX_KNOWN = 65536
-_MAX_WAITING = 200_000
+_MAX_WAITING = 20_000
+_BATCH = 2048
+"""Events handed on at a time: in between, records are read."""
 _MAX_ASKED = 256
 _MANY_RESTARTS = 3
 
+Numbers = tuple[int, ...]
+"""An event's stacks, as the kernel half numbers them, in the order of STACKS."""
+
+_NONE: Numbers = ()
 _NO_IDS: dict[str, Any] = {f"{name}_stack_id": None for name in STACKS}
 _NO_FRAMES: dict[str, Any] = {f"{name}_stack": None for name in STACKS}
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """What events with the same numbers carry."""
+
+    values: dict[str, Any]
+    stacks: list[Stack]
 
 
 class Stacks:
@@ -49,7 +63,8 @@ class Stacks:
         self._notes = notes
         self._inline = inline
         self._known: OrderedDict[int, Stack] = OrderedDict()
-        self._told: OrderedDict[str, None] = OrderedDict()
+        self._fields: dict[Numbers, _Fields] = {}
+        self._told: set[str] = set()
         self._waiting: deque[tuple[float, Event]] = deque()
         self._to_ask: OrderedDict[int, None] = OrderedDict()
         self._asked: set[int] = set()
@@ -60,24 +75,39 @@ class Stacks:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether ``pass_on`` would hand on more at once."""
+        if not self._waiting:
+            return False
+        return self._fields_of(self._waiting[0][1].get("stack_ids", _NONE)) is not None
+
     def close(self) -> None:
         if self._helper:
             self._helper.close()
         self._helper = None
 
-    def hold(self, pids: Iterable[int]) -> None:
-        """Have the mappings of these processes read before their first stack comes."""
+    def hold(self, pids: Iterable[int], *, warm: bool) -> None:
+        """Have the mappings of these processes read before their first stack comes.
+
+        ``warm``: and the tables of their programs, which takes longer.
+        """
         if self._helper and (chosen := frozenset(pids)):
-            self._helper.send(Hold(chosen))
+            self._helper.send(Hold(chosen, warm))
 
     def pass_on(self, events: Iterable[Event]) -> list[Event]:
         """The events whose stacks are known, in order, and ``stack`` events before them."""
         until = time.monotonic() + PATIENCE_S
+        out: list[Event] = []
         for event in events:
-            self._wish(event)
-            self._waiting.append((until, event))
+            fields = self._fields_of(event.get("stack_ids", _NONE))
+            if fields is None or self._waiting:
+                self._waiting.append((until, event))
+            else:
+                self._join(event, fields, out)
         self._talk()
-        return list(self._ready(time.monotonic()))
+        self._let_go(time.monotonic(), out)
+        return out
 
     def rest(self) -> list[Event]:
         """All that still waits: the run ends."""
@@ -88,45 +118,69 @@ class Stacks:
                 time.sleep(0.002)
         return events
 
-    def _ready(self, now: float) -> Iterator[Event]:
-        while self._waiting:
+    def _let_go(self, now: float, out: list[Event]) -> None:
+        while self._waiting and len(out) < _BATCH:
             until, event = self._waiting[0]
             patient = now < until and len(self._waiting) < _MAX_WAITING
-            if patient and not all(id_ in self._known for id_ in _ids(event)):
+            fields = self._fields_of(event.get("stack_ids", _NONE), patient=patient)
+            if fields is None:
                 return
             self._waiting.popleft()
-            yield from self._joined(event)
+            self._join(event, fields, out)
 
-    def _joined(self, event: Event) -> Iterator[Event]:
-        numbers = event.get("stack_ids")
-        event |= _NO_IDS
+    def _join(self, event: Event, fields: _Fields, out: list[Event]) -> None:
+        for found in fields.stacks if not self._inline else ():
+            if found.id not in self._told:
+                self._told.add(found.id)
+                out.append(_stack_event(found, event))
+        out.append(event | fields.values)
+
+    def _fields_of(self, numbers: Numbers, *, patient: bool = True) -> _Fields | None:
+        """What the event is to carry; None: its stacks are not known yet. Few numbers recur."""
+        fields = self._fields.get(numbers)
+        if fields is None:
+            known = [self._is_known(number) for number in numbers]  # asks for all that are not
+            if patient and not all(known):
+                return None
+            fields = self._made(numbers)
+            if patient:
+                self._keep(numbers, fields)
+        return fields
+
+    def _made(self, numbers: Numbers) -> _Fields:
+        values: dict[str, Any] = dict(_NO_IDS)
         if self._inline:
-            event |= _NO_FRAMES
-        for name, number in zip(STACKS, numbers or (), strict=False):
-            found = self._stack(number)
-            if found is None:
-                continue
-            event[f"{name}_stack_id"] = found.id
-            if self._inline:
-                event[f"{name}_stack"] = list(found.frames)
-            elif found.id not in self._told:
-                self._told[found.id] = None
-                if len(self._told) > _MAX_KNOWN:
-                    self._told.popitem(last=False)
-                yield _stack_event(found, event)
-        yield event
+            values |= _NO_FRAMES
+        stacks = []
+        for name, number in zip(STACKS, numbers, strict=False):
+            if found := self._stack(number):
+                stacks.append(found)
+                values[f"{name}_stack_id"] = found.id
+                if self._inline:
+                    values[f"{name}_stack"] = list(found.frames)
+        return _Fields(values, stacks)
+
+    def _keep(self, numbers: Numbers, fields: _Fields) -> None:
+        if len(self._fields) >= _MAX_KNOWN:
+            self._fields.clear()
+            self._told.clear()
+        self._fields[numbers] = fields
 
     def _stack(self, number: int) -> Stack | None:
         if number in SPECIAL:
             return SPECIAL[number]
         return self._known.get(number) or (stack.LATE if self._helper else stack.BROKEN)
 
-    def _wish(self, event: Event) -> None:
-        for number in _ids(event):
-            if number in self._known:
-                self._known.move_to_end(number)
-            elif (number not in self._asked and not number & StackId.UNFINISHED) or number < 0:
-                self._to_ask[number] = None
+    def _is_known(self, number: int) -> bool:
+        """If not, it will be asked for: but copies of stacks come by themselves."""
+        if number in SPECIAL:
+            return True
+        if number in self._known:
+            self._known.move_to_end(number)
+            return True
+        if number not in self._asked and (number < 0 or not number & StackId.UNFINISHED):
+            self._to_ask[number] = None
+        return False
 
     def _talk(self) -> None:
         """One question is under way at a time, so that neither side ever blocks the other."""
@@ -186,10 +240,6 @@ def kernel_side(programs: Programs, plan: Plan) -> KernelSide | None:
         snapshot=programs.layout("snapshot"),
         chain=programs.layout("chain"),
     )
-
-
-def _ids(event: Event) -> list[int]:
-    return [number for number in event.get("stack_ids") or () if number not in SPECIAL]
 
 
 def _stack_event(found: Stack, event: Event) -> Event:

@@ -105,7 +105,7 @@ class Tracer:
         self._scout.send(pids or None)
         taken = self._scout.receive()
         self.notes += taken.unreadable
-        self._stacks.hold(pids or _holders(taken))
+        self._stacks.hold(pids or _holders(taken), warm=bool(pids))
         self._adoption.all(taken, pids if self.filters.by_pid else None)
         self._set(Setting.WINDOW, 0)
         return self._stacks.pass_on(self._hand_over(taken, pids))
@@ -146,7 +146,7 @@ class Tracer:
     @property
     def is_behind(self) -> bool:
         """Whether ``read`` has more to give at once."""
-        return self._ring.has_backlog
+        return self._ring.has_backlog or self._stacks.is_behind
 
     def stash(self) -> None:
         """Make room in the ring buffer; what was in it is read later."""

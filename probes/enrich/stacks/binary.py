@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes as ct
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from tcptrace.probes.engine.constants import Row as RowKind
 from tcptrace.probes.enrich.stacks import libdw
-from tcptrace.probes.enrich.stacks.callframes import MACHINES, row_at
+from tcptrace.probes.enrich.stacks.callframes import MACHINES, SIGNAL, row_at
 from tcptrace.probes.enrich.stacks.debugfiles import DebugFiles
 from tcptrace.probes.enrich.stacks.demangle import MANGLED, demangled
 from tcptrace.probes.enrich.stacks.dwarf import Dwarf, Place
@@ -19,8 +19,6 @@ from tcptrace.probes.enrich.stacks.elf import Elf
 from tcptrace.probes.enrich.stacks.frame import Frame
 from tcptrace.probes.enrich.stacks.row import LOST, CallRow
 from tcptrace.probes.enrich.stacks.symtab import Symbols
-
-_SIGNAL = CallRow(RowKind.SIGNAL)
 
 
 class Binary:
@@ -38,15 +36,15 @@ class Binary:
         path: the file's within these roots, as in ``/proc/PID/maps``.
 
     Raises:
-        MissingPieceError: libdw is not installed.
+        MissingPieceError: libdw is not installed; ``fd`` is still the caller's then.
     """
 
     def __init__(self, fd: int, name: str, roots: Sequence[Path], path: str = "") -> None:
+        self._library = libdw.library()
         self.name = name
         self._fd = fd
         self._session: libdw.Pointer = None
         self._module: libdw.Pointer = None
-        self._library = libdw.library()
         self._elf = Elf(fd)
         self._debug_files = DebugFiles(self._elf, path, roots)
         self._machine = MACHINES.get(self._elf.machine)
@@ -59,7 +57,8 @@ class Binary:
         return self._elf.build_id
 
     def close(self) -> None:
-        """Idempotent. Nothing else may be called afterwards."""
+        """Afterwards nothing is known. May be called again."""
+        self.__dict__.update(_dwarf=None, _symbols=None)
         if self._session:
             self._library.dwfl_end(self._session)
         if self._fd >= 0 and not self._module:
@@ -72,11 +71,7 @@ class Binary:
 
     def address_of(self, file_offset: int) -> int | None:
         """The address at which the byte at this offset in the file was linked."""
-        for segment in self._elf.loaded:
-            distance = file_offset - segment.offset
-            if 0 <= distance < segment.file_size:
-                return segment.address + distance
-        return None
+        return self._elf.address_of(file_offset)
 
     def row(self, address: int) -> CallRow | None:
         """How to leave the function at this address; None: no table covers it.
@@ -92,7 +87,13 @@ class Binary:
             found = row_at(table, address - bias.value, self._machine) if table else None
             if found:
                 return found
-        return None
+        return SIGNAL if self._returns_from_signal(address) else None
+
+    def _returns_from_signal(self, address: int) -> bool:
+        """Known by its code, as gdb does: outside of glibc it often has no table."""
+        code = self._elf.at(address, 16)
+        returns = self._machine.signal_returns if self._machine else ()
+        return code.startswith(returns) or code[1:].startswith(returns)
 
     def frames(self, address: int) -> list[Frame]:
         """The function at this address, preceded by those that are inlined there.
@@ -116,7 +117,7 @@ class Binary:
         if not self._symbols or (name and name.startswith(MANGLED)):
             return name
         symbol = self._symbols.name(address)
-        if not symbol and not name and self.row(address) == _SIGNAL:
+        if not symbol and not name and self.row(address) == SIGNAL:
             return self._symbols.name(address + 1)  # it is returned to, and was not called
         if not symbol or not name:
             return name or symbol
@@ -148,7 +149,7 @@ class Binary:
         """Hand the file over to libdw, which closes it then."""
         self._callbacks = libdw.Callbacks(
             libdw.FindElf(_nothing),
-            libdw.FindDebugInfo(self._find_debug_file),
+            libdw.FindDebugInfo(_finder(self._debug_files)),
             libdw.SectionAddress(_nothing),
         )
         library, name = self._library, os.fsencode(self.name)
@@ -157,15 +158,21 @@ class Binary:
         self._module = library.dwfl_report_elf(self._session, name, name, self._fd, 0, True)
         library.dwfl_report_end(self._session, None, None)
 
-    def _find_debug_file(self, *arguments: object) -> int:
-        """libdw's question for the separate file, and then for the one that several share."""
+
+def _finder(files: DebugFiles) -> Callable[..., int]:
+    """Answers libdw's question for the separate file, and then for one that several share.
+
+    A function of its own: libdw holds it, so a method would keep the binary alive.
+    """
+
+    def find(*arguments: Any) -> int:
         *_, link, crc, _answer = arguments
-        assert isinstance(link, bytes | None)
-        assert isinstance(crc, int)
-        with contextlib.suppress(Exception):  # one that left this callback would mean descriptor 0
-            found = self._debug_files.find(link, crc)
+        with contextlib.suppress(Exception):  # one that got out would mean descriptor 0
+            found = files.find(link, crc)
             return -1 if found is None else found
         return -1
+
+    return find
 
 
 def _nothing(*_: object) -> int:

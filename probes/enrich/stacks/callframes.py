@@ -27,10 +27,19 @@ class Machine:
     frame_pointer: int
     return_address: int
     has_link_register: bool
+    signal_returns: tuple[bytes, ...]
+    """The code of a system call rt_sigreturn, with which a signal handler returns."""
 
 
-MACHINES = {62: Machine(7, 6, 16, False), 183: Machine(31, 29, 30, True)}
+MACHINES = {
+    62: Machine(
+        7, 6, 16, False, (bytes.fromhex("48c7c00f0000000f05"), bytes.fromhex("b80f0000000f05"))
+    ),
+    183: Machine(31, 29, 30, True, (bytes.fromhex("681180d2010000d4"),)),
+}
 """By the ELF header's e_machine: x86-64, arm64."""
+
+SIGNAL = CallRow(RowKind.SIGNAL)
 
 
 class _OtherRuleError(Exception):
@@ -59,7 +68,7 @@ def _row(frame: ct.c_void_p, machine: Machine) -> CallRow:
     if libdw.library().dwarf_frame_info(frame, None, None, signal) != machine.return_address:
         raise _OtherRuleError
     if signal:
-        return CallRow(RowKind.SIGNAL)
+        return SIGNAL
     caller = _register(frame, machine.return_address)
     if caller == []:  # undefined: glibc says so of _start and clone, the outermost frames
         return CallRow(RowKind.END)

@@ -96,18 +96,21 @@ class Interpreter:
         """
         groups: list[list[Frame]] = [[]]
         for code, instruction, identity in _FRAME.iter_unpack(raw[: count * _FRAME.size]):
-            if code:
-                groups[-1].append(self._frame(code, instruction & ~_ENTRY, identity))
+            if code and (frame := self._frame(code, instruction & ~_ENTRY, identity)):
+                groups[-1].append(frame)
             if instruction & _ENTRY:
                 groups.append([])
         return groups if groups[-1] else groups[:-1]
 
-    def _frame(self, address: int, instruction: int, identity: int) -> Frame:
+    def _frame(self, address: int, instruction: int, identity: int) -> Frame | None:
+        """None: it has not begun."""
         code = self._codes.get(address, identity)
         if code is None:
             return Frame(None, MODULE, address, guessed=FREED)
-        line = code.line(instruction - self._layout.instructions) if instruction else None
-        return Frame(code.qualname, MODULE, file=code.filename, line=line)
+        offset = instruction - self._layout.instructions
+        if instruction and offset < code.begins_at:
+            return None
+        return Frame(code.qualname, MODULE, file=code.filename, line=code.line(offset))
 
     def _try_out(self) -> None:
         """Read what its threads execute now. They run on meanwhile: one that is read whole will do.

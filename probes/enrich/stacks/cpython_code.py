@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tcptrace.probes.enrich.stacks.cpython_layouts import Layout
@@ -21,21 +21,39 @@ _UNIT = 2  # bytes of an instruction, or of one of its cache entries
 _LONG, _NO_COLUMNS, _NOWHERE = 14, 13, 15
 _ONE_LINE = range(10, 13)
 _WRAP = (1 << 64) - 1
-_IDENTITY_BYTES = 12 * 8  # PYTHON_CODE_WORDS
+_IDENTITY_BYTES, _TEXT_BYTES = 12 * 8, 64  # PYTHON_CODE_WORDS, PYTHON_TEXT_BYTES
+_HASH = 24  # PYTHON_OBJECT_HASH
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """What a code object says. ``first_line``: where ``def`` (or its decorator) stands."""
+    """What a code object says. ``first_line``: where ``def`` (or its decorator) stands.
+
+    Before the instruction ``begins_at`` (bytes from the first) the function's variables are
+    still being made; Python's tracebacks do not have it yet. Frames that the interpreter
+    puts in between for itself never get beyond.
+    """
 
     qualname: str
     filename: str
     first_line: int
+    begins_at: int
     line_table: bytes
 
     def line(self, offset: int) -> int | None:
-        """``offset``: bytes from the first instruction; negative: it has not begun yet."""
-        return line_at(self.line_table, self.first_line, offset) if offset >= 0 else self.first_line
+        """``offset``: bytes from the first instruction."""
+        return line_at(self.line_table, self.first_line, offset)
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A string as it lies in memory; ``kind``: bytes per character."""
+
+    raw: bytes
+    kind: int
+
+    def decoded(self) -> str:
+        return self.raw.decode(_ENCODINGS[self.kind], "backslashreplace")
 
 
 class Codes:
@@ -63,21 +81,40 @@ class Codes:
             OSError: nothing is mapped there.
         """
         at = self._layout
-        head = self._memory.read(address, at.code_bytes)
-        if _word(head, at.type_) != self._type:
-            raise ValueError("no code object")
-        unchanging = head[at.code_unchanging :]
-        if identity is not None and identity_of(unchanging) != identity:
-            raise ValueError("another code object")
-        code = Code(
+        head = self._alive(address)
+        qualname, filename = (
             self._text(_word(head, at.qualname)),
             self._text(_word(head, at.filename)),
-            int(struct.unpack_from("=i", head, at.first_line)[0]),
-            self._bytes(_word(head, at.linetable)),
         )
-        if self._memory.read(address, at.code_bytes)[at.code_unchanging :] != unchanging:
+        lines = _word(head, at.linetable)
+        code = Code(
+            qualname.decoded(),
+            filename.decoded(),
+            _number(head, at.first_line),
+            _number(head, at.first_traceable) * _UNIT,
+            self._bytes(lines),
+        )
+        hashed = -1 if at.is_numbered else self._memory.s64(lines + _HASH)
+        found = identity_of(at.unchanging(head), hashed, (qualname.raw, filename.raw))
+        if identity is not None and found != identity:
+            raise ValueError("another code object")
+        if at.unchanging(self._alive(address)) != at.unchanging(head):
             raise ValueError("freed while it was read")
         return code
+
+    def _alive(self, address: int) -> bytes:
+        """A freed object keeps most of its bytes, and its names may be other strings by then.
+
+        But it has no references, or the allocator's pointer where their number was. (They
+        are counted in 32 bits; above them since 3.14 are flags in the highest 16.)
+        """
+        head = self._memory.read(address, self._layout.code_bytes)
+        references = _word(head, 0)
+        if not references & 0xFFFFFFFF or references >> 32 & 0xFFFF:
+            raise ValueError("freed")
+        if _word(head, self._layout.type_) != self._type:
+            raise ValueError("no code object")
+        return head
 
     def _bytes(self, address: int) -> bytes:
         size = self._memory.u64(address + self._layout.bytes_size)
@@ -85,35 +122,47 @@ class Codes:
             raise ValueError("no bytes object")
         return self._memory.read(address + self._layout.bytes_data, size)
 
-    def _text(self, address: int) -> str:
+    def _text(self, address: int) -> _Text:
         at = self._layout
         head = self._memory.read(address, at.ascii_data)
-        length, (state,) = (
-            _word(head, at.text_length),
-            struct.unpack_from("=I", head, at.text_state),
-        )
+        length, state = _word(head, at.text_length), _number(head, at.text_state)
         kind, is_compact, is_ascii = state >> 2 & 7, state >> 5 & 1, state >> 6 & 1
         if not is_compact or kind not in _ENCODINGS or length > _MOST_TEXT:
             raise ValueError("no string as the compiler makes them")
         data = address + (at.ascii_data if is_ascii else at.wide_data)
-        return self._memory.read(data, length * kind).decode(_ENCODINGS[kind], "backslashreplace")
+        return _Text(self._memory.read(data, length * kind), kind)
 
 
 def _word(raw: bytes, at: int) -> int:
     return int(struct.unpack_from("=Q", raw, at)[0])
 
 
-def identity_of(unchanging: bytes) -> int:
-    """Of the part of a code object that never changes: as python_identity() of bpf/python.h.
+def _number(raw: bytes, at: int) -> int:
+    return int(struct.unpack_from("=i", raw, at)[0])
+
+
+def identity_of(unchanging: bytes, line_table_hash: int = -1, texts: Sequence[bytes] = ()) -> int:
+    """As python_identity() of bpf/python.h. ``unchanging``: that part of a code object.
 
     In it are the addresses of its names and tables, and since 3.12 a number that
-    CPython gives to no second code object (co_version).
+    CPython gives to no second code object (co_version). Until then its name and file
+    are added as they lie in memory, if it was compiled by the process itself.
     """
-    value = 0
-    for (word,) in struct.iter_unpack("=Q", unchanging.ljust(_IDENTITY_BYTES, b"\0")):
+    value = _mixed(0, unchanging.ljust(_IDENTITY_BYTES, b"\0"))
+    if line_table_hash != -1:
+        value = _mixed(value, struct.pack("=q", line_table_hash))
+        for text in texts:
+            last = text[-_TEXT_BYTES:].ljust(_TEXT_BYTES, b"\0")
+            value = _mixed(value, struct.pack("=Q", len(text)) + last)
+    return value & 0xFFFFFFFF
+
+
+def _mixed(value: int, words: bytes) -> int:
+    """As mixed() of bpf/space.h, for each word."""
+    for (word,) in struct.iter_unpack("=Q", words):
         value = (value ^ word) * 0x9E3779B97F4A7C15 & _WRAP
         value ^= value >> 29
-    return value & 0xFFFFFFFF
+    return value
 
 
 def line_at(table: bytes, first_line: int, offset: int) -> int | None:
@@ -137,14 +186,14 @@ def _entries(table: bytes) -> Iterator[tuple[int, int, int]]:
             if kind in _ONE_LINE:
                 delta = kind - _ONE_LINE.start
             elif kind in (_LONG, _NO_COLUMNS):
-                delta = _signed(_number(table, at + 1))
+                delta = _signed(_sixes(table, at + 1))
             yield units, kind, delta
             at += 1
             while at < len(table) and not table[at] & 0x80:  # only an entry's first byte has it
                 at += 1
 
 
-def _number(table: bytes, at: int) -> int:
+def _sixes(table: bytes, at: int) -> int:
     """Six bits in a byte, the lowest first; the seventh: there are more."""
     value = shift = 0
     while True:

@@ -19,7 +19,7 @@ NO_FIELD = 0xFFFFFFFF
 
 _WORD = 8
 _NEVER = 256  # above every owner, which is a byte
-_PACKED = struct.Struct("=Q17I4x")
+_PACKED = struct.Struct("=Q22I")
 _COOKIE = b"xdebugpy"
 
 
@@ -55,6 +55,8 @@ class Layout:
     linetable: int = 136
     first_line: int = 68
     code_unchanging: int = 48
+    is_numbered: bool = True
+    """It has a co_version, which no second code object gets."""
     instructions: int
     # PyObject, PyTypeObject, PyBytesObject, PyASCIIObject
     type_: int = 8
@@ -71,8 +73,23 @@ class Layout:
         return self.linetable + _WORD - self.code_unchanging
 
     @property
+    def first_traceable(self) -> int:
+        """co_firsttraceable: the first instruction from which on tracebacks have the frame."""
+        return self.instructions - 2 * _WORD
+
+    @property
     def code_bytes(self) -> int:
-        return self.linetable + _WORD
+        return self.instructions
+
+    def unchanging(self, code: bytes) -> bytes:
+        return code[self.code_unchanging : self.linetable + _WORD]
+
+    def _named(self) -> tuple[int, ...]:
+        """The words that lead to line table, name and file, where these belong to the identity."""
+        if self.is_numbered:
+            return (NO_FIELD,) * 3
+        places = self.linetable, self.qualname, self.filename
+        return tuple((at - self.code_unchanging) // _WORD for at in places)
 
     def packed(self, runtime: int) -> bytes:
         """As ``struct python_layout`` of bpf/python.h. ``runtime``: the address of _PyRuntime."""
@@ -86,6 +103,7 @@ class Layout:
             self.thread_links, self.thread_ids, self.status, self.current, self.in_cframe,
             self.frame_code, self.previous, self.instruction, self.owner, self.is_entry,
             self.first_mark, frame_end, self.code_unchanging, self.identity_bytes,
+            *self._named(), self.ascii_data, self.wide_data,
         )  # fmt: skip
 
 
@@ -94,7 +112,8 @@ _TABLES = {
         interpreters=40, next_interpreter=0, threads=16,
         thread_ids=152, current=56, in_cframe=8,
         frame_code=32, previous=48, instruction=56, owner=69, is_entry=68, first_mark=_NEVER,
-        first_line=72, code_unchanging=56, instructions=184, ascii_data=48, wide_data=72,
+        first_line=72, code_unchanging=56, instructions=184, is_numbered=False,
+        ascii_data=48, wide_data=72,
     ),
     (3, 12): Layout(
         interpreters=40, next_interpreter=0, threads=72,

@@ -1,10 +1,8 @@
 """Names of functions as their programmers wrote them.
 
-C++ by the C++ runtime library of this machine; without it, names stay mangled. Rust's
-first scheme (``_ZN...17h<hash>E``) here.
-
-Rust's second scheme (``_R...``) stays mangled: PyPI's one package for it has not been
-kept since 2021, and the C++ runtime does not know it.
+C++ by the C++ runtime library of this machine; without it its names stay mangled.
+Rust's older scheme, ``_ZN4core3fmt17h<hash>E``, here, without the hash; its newer one in
+rustnames.py.
 """
 
 from __future__ import annotations
@@ -14,16 +12,17 @@ import functools
 import re
 from collections.abc import Iterator
 
+from tcptrace.probes.enrich.stacks import rustnames
+
 MANGLED = ("_Z", "_R")
 """How the names of C++ and Rust begin that say more than the plain name."""
 
 _RUST = re.compile(r"_ZN(?P<path>.+)17h[0-9a-f]{16}E(?:\.llvm\.[0-9A-F]+)?")
 _LENGTH = re.compile(r"[1-9][0-9]{0,5}")
-_RUST_MARKS = {
+_MARKS = {
     "C": ",", "SP": "@", "BP": "*", "RF": "&", "LT": "<", "GT": ">", "LP": "(", "RP": ")",
 }  # fmt: skip
-_RUST_SPECIAL = re.compile(r"\$(C|SP|BP|RF|LT|GT|LP|RP|u[0-9a-f]{1,6})\$|\.\.")
-
+_SPECIAL = re.compile(r"\$(C|SP|BP|RF|LT|GT|LP|RP|u[0-9a-f]{1,6})\$|\.\.")
 
 _free = ct.CDLL(None).free
 _free.argtypes, _free.restype = [ct.c_void_p], None
@@ -32,16 +31,16 @@ _free.argtypes, _free.restype = [ct.c_void_p], None
 @functools.lru_cache(maxsize=4096)
 def demangled(name: str) -> str:
     """Unchanged if it is not mangled, or not in a way that is known."""
-    if not name.startswith("_Z"):
-        return name
-    return _rust(name) or _cpp(name) or name
+    if name.startswith("_R"):
+        return rustnames.v0(name) or name
+    return (_rust_legacy(name) or _cpp(name) or name) if name.startswith("_Z") else name
 
 
-def _rust(name: str) -> str | None:
-    """A path without its hash; None: it is none of Rust's."""
+def _rust_legacy(name: str) -> str | None:
+    """A path without its hash; None: the name is not of this scheme."""
     match = _RUST.fullmatch(name)
     parts = list(_identifiers(match["path"])) if match else []
-    return "::".join(map(_rust_identifier, parts)) if parts and all(parts) else None
+    return "::".join(map(_rust_part, parts)) if parts and all(parts) else None
 
 
 def _identifiers(path: str) -> Iterator[str]:
@@ -56,16 +55,18 @@ def _identifiers(path: str) -> Iterator[str]:
         path = path[end:]
 
 
-def _rust_identifier(text: str) -> str:
-    return _RUST_SPECIAL.sub(_rust_special, text.removeprefix("_") if text[:2] == "_$" else text)
+def _rust_part(identifier: str) -> str:
+    return _SPECIAL.sub(
+        _rust_mark, identifier.removeprefix("_") if identifier[:2] == "_$" else identifier
+    )
 
 
-def _rust_special(match: re.Match[str]) -> str:
+def _rust_mark(match: re.Match[str]) -> str:
     mark = match[1]
     if mark is None:
         return "::"
-    if mark in _RUST_MARKS:
-        return _RUST_MARKS[mark]
+    if mark in _MARKS:
+        return _MARKS[mark]
     code = int(mark[1:], 16)
     return chr(code) if code <= 0x10FFFF and chr(code).isprintable() else match[0]
 

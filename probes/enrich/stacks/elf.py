@@ -16,6 +16,7 @@ _HEADER = struct.Struct("<16xHHIQQQIHHHHHH")
 _MAGIC = b"\x7fELF\x02\x01"  # 64 bits, little-endian: all that tcptrace traces
 _SEGMENT, _SECTION, _NOTE = struct.Struct("<IIQQQQQQ"), struct.Struct("<IIQQQQIIQQ"), "<III"
 _PT_LOAD, _PT_NOTE, _SHT_NOTE, _SHT_NOBITS = 1, 4, 7, 8
+_LINKED = {2, 3}  # ET_EXEC, ET_DYN
 _NT_GNU_BUILD_ID = 3
 _EXECUTABLE = 1
 _MOST_BYTES = 1 << 20  # of a table or section that is read here
@@ -46,7 +47,10 @@ class Section(NamedTuple):
 
 
 class Elf:
-    """The headers of an ELF file; of one that is damaged, as much as can be read."""
+    """The headers of an ELF file; of one that is damaged, as much as can be read.
+
+    ``machine`` is 0 if it is no program or library of a 64-bit little-endian machine.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -57,6 +61,8 @@ class Elf:
             self._header(_HEADER.unpack(raw))
 
     def _header(self, header: tuple[int, ...]) -> None:
+        if header[0] not in _LINKED:
+            return
         self.machine = header[1]
         segments_at, sections_at = header[4:6]
         size, count, section_size, section_count, names = header[8:13]
@@ -82,7 +88,7 @@ class Elf:
         rows = list(self._table(_SECTION, *where))
         names = self.read(*rows[names_index][4:6]) if names_index < len(rows) else b""
         return [
-            Section(names[row[0] :].partition(b"\0")[0], row[1], row[4], row[5], row[8])
+            Section(names[row[0] : names.find(b"\0", row[0])], row[1], row[4], row[5], row[8])
             for row in rows
         ]
 
@@ -104,9 +110,25 @@ class Elf:
                     return body.hex()
         return None
 
-    @property
-    def loaded(self) -> Iterator[Segment]:
-        return (segment for segment in self.segments if segment.type == _PT_LOAD)
+    def address_of(self, offset: int) -> int | None:
+        """Of the byte at this offset in the file; where two segments share it, in the code."""
+        for segment in self._loaded:
+            if segment.offset <= offset < segment.offset + segment.file_size:
+                return segment.address + offset - segment.offset
+        return None
+
+    def at(self, address: int, size: int) -> bytes:
+        """What is loaded to this address; empty if nothing of the file is."""
+        for segment in self._loaded:
+            distance = address - segment.address
+            if 0 <= distance < segment.file_size:
+                return self.read(segment.offset + distance, min(size, segment.file_size - distance))
+        return b""
+
+    @cached_property
+    def _loaded(self) -> list[Segment]:
+        loaded = [segment for segment in self.segments if segment.type == _PT_LOAD]
+        return sorted(loaded, key=lambda segment: not segment.flags & _EXECUTABLE)
 
     @property
     def has_debug_information(self) -> bool:

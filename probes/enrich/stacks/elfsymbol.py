@@ -16,7 +16,7 @@ _ET_EXEC = 2
 _DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 5, 6, 0x6FFFFEF5
 _ELF_64_LITTLE = b"\x7fELF\x02\x01"
 _MOST_HEADERS, _MOST_TAGS, _MOST_CHAINED = 64, 256, 4096
-_U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
+_U32, _U64, _S64 = struct.Struct("=I"), struct.Struct("=Q"), struct.Struct("=q")
 _ELF_HEADER = struct.Struct("=16xH14xQ14xHH6x")  # type; program headers: where, size, count
 _PROGRAM_HEADER = struct.Struct("=I12xQ16xQ8x")  # type, address, size in memory
 _DYNAMIC = struct.Struct("=QQ")
@@ -52,6 +52,9 @@ class Memory:
 
     def u32(self, address: int) -> int:
         return int(_U32.unpack(self.read(address, _U32.size))[0])
+
+    def s64(self, address: int) -> int:
+        return int(_S64.unpack(self.read(address, _S64.size))[0])
 
     def u64(self, address: int) -> int:
         return int(_U64.unpack(self.read(address, _U64.size))[0])

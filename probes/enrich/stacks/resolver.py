@@ -17,7 +17,7 @@ from tcptrace.probes.engine.constants import Walk
 from tcptrace.probes.engine.layout import Layout
 from tcptrace.probes.enrich.stacks import stack
 from tcptrace.probes.enrich.stacks.row import CallRow
-from tcptrace.probes.enrich.stacks.space import Binaries, Space, guesses
+from tcptrace.probes.enrich.stacks.space import Binaries, Region, Space, guesses
 from tcptrace.probes.enrich.stacks.stack import Stack, stack_of
 from tcptrace.probes.enrich.stacks.walk import Position, Walked, code_address, finish
 
@@ -63,39 +63,45 @@ class Resolver:
         self._binaries = Binaries()
         self._spaces: OrderedDict[int, Space] = OrderedDict()
 
-    def snapshot(self, row: tuple[object, ...]) -> tuple[int, Stack]:
-        """Finish the walk of one record of the ring buffer: its id, and its stack."""
+    def snapshot(self, row: tuple[object, ...]) -> Job:
+        """Finish the walk of one record of the ring buffer, and teach the kernel half.
+
+        That takes well under a millisecond; naming the functions, which is left to the
+        job, may take long.
+        """
         assert self._kernel.snapshot
         record = dict(zip(self._kernel.snapshot.names, row, strict=True))
-        return record["id"], self._finished(record)  # type: ignore[return-value]
+        number: int = record["id"]  # type: ignore[assignment]
+        return self._finished(number, record)
 
-    def chain(self, id_: int) -> Stack:
-        """The stack of a walk that the kernel finished by itself."""
+    def chain(self, number: int) -> Job:
+        """A walk that the kernel half finished by itself."""
         layout = self._kernel.chain
         assert layout
-        raw = bpfcall.lookup(self._kernel.chains, _WORD.pack(id_), layout.size)
+        raw = bpfcall.lookup(self._kernel.chains, _WORD.pack(number), layout.size)
         if raw is None:
-            return stack.EVICTED
+            return Job(number, stack.EVICTED)
         record = dict(zip(layout.names, layout.decoder().unpack(raw), strict=True))
         found = self._space(record["pid"], record["image"], record["space"])
         if isinstance(found.space, Stack):
-            return found.space
+            return Job(number, found.space)
         addresses = _addresses(record["addresses"], record["count"])
-        return self._described(Walked(addresses, Walk(record["end"])), found.space)
+        return Job(number, found.space, Walked(addresses, Walk(record["end"])))
 
-    def hold(self, pid: int) -> None:
+    def hold(self, pid: int) -> list[Region]:
         """Read a process's mappings now: it may be gone when its first stack comes."""
         with contextlib.suppress(OSError):
             before = self._identity(pid)
             fresh = Space(pid, self._binaries)
             if self._identity(pid) == before:
-                self._keep(before[1], fresh)
+                return self._keep(before[1], fresh).regions
+        return []
 
-    def _finished(self, record: dict[str, object]) -> Stack:
+    def _finished(self, number: int, record: dict[str, object]) -> Job:
         numbers = {name: value for name, value in record.items() if isinstance(value, int)}
         found = self._space(numbers["pid"], numbers["image"], numbers["space"])
         if isinstance(found.space, Stack):
-            return found.space
+            return Job(number, found.space)
         addresses = _addresses(record["addresses"], numbers["count"])  # type: ignore[arg-type]
         at = Position(
             addresses[-1], numbers["stack_pointer"], numbers["frame_pointer"], numbers["link"]
@@ -105,8 +111,8 @@ class Resolver:
         if found.certain:
             self._teach(numbers["space"], walked.rows)
         elif walked.end != Walk.COMPLETE:
-            return stack.CHANGED
-        return self._described(walked, found.space)
+            return Job(number, stack.CHANGED)
+        return Job(number, found.space, walked)
 
     def _space(self, pid: int, image: int, identity: int) -> _Found:
         known = self._spaces.get(identity)
@@ -147,18 +153,33 @@ class Resolver:
         for address, row in rows.items():
             bpfcall.update(self._kernel.rows, struct.pack("=QQ", space, address), row.packed())
 
-    def _described(self, walked: Walked, space: Space) -> Stack:
-        frames: list[str] = []
-        guessed = ""
-        for address in walked.addresses:
-            at = code_address(address)
-            frames += (
-                str(replace(frame, guessed=guessed) if guessed else frame)
-                for frame in space.frames(at)
-            )
-            if guesses(space.row(at)):
-                guessed = "frame pointer"
-        return stack_of(frames, walked.end)
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A stack that is still to be named: ``number`` is what the kernel half calls it."""
+
+    number: int
+    space: Space | Stack
+    walked: Walked | None = None
+
+    def stack(self) -> Stack:
+        """The functions; the first look into a large program may take seconds."""
+        if isinstance(self.space, Stack) or self.walked is None:
+            return self.space  # type: ignore[return-value]
+        return _described(self.walked, self.space)
+
+
+def _described(walked: Walked, space: Space) -> Stack:
+    frames: list[str] = []
+    guessed = ""
+    for address in walked.addresses:
+        at = code_address(address)
+        frames += (
+            str(replace(frame, guessed=guessed) if guessed else frame) for frame in space.frames(at)
+        )
+        if guesses(space.row(at)):
+            guessed = "frame pointer"
+    return stack_of(frames, walked.end)
 
 
 def _addresses(raw: bytes, count: int) -> list[int]:

@@ -142,8 +142,8 @@ def _version(kind: _Kind, path: str) -> str:
     if not match:
         return ""
     version = ".".join(filter(None, match.groups()))
-    exact = kind.in_path or (rf"(?<![\d.]){re.escape(version)}\.\d+(?!\d)" if version else "$^")
-    found = re.search(exact, path)
+    exact = kind.in_path or rf"(?<!\d)(?<!\d\.){re.escape(version)}\.\d+(?!\d)"
+    found = re.search(exact, path) if version or kind.in_path else None
     return found[0] if found else version
 
 

@@ -32,6 +32,12 @@ class Region:
     name: str
     binary: Binary | None
 
+    def warm(self) -> None:
+        """Have the tables of its file read: the first look up takes longest."""
+        address = self.address_in_file((self.start + self.end) // 2)
+        if self.binary and address is not None:
+            self.binary.frames(address)
+
     def address_in_file(self, address: int) -> int | None:
         """As it was linked; None where there is no file, or it does not say."""
         if self.binary is None:
@@ -69,16 +75,16 @@ class Space:
 
     def __init__(self, pid: int, binaries: Binaries) -> None:
         self.pid = pid
-        self._regions = sorted(_regions(pid, binaries), key=lambda region: region.start)
-        if not self._regions:
+        self.regions = sorted(_regions(pid, binaries), key=lambda region: region.start)
+        if not self.regions:
             raise ProcessLookupError(pid)
-        self._starts = [region.start for region in self._regions]
+        self._starts = [region.start for region in self.regions]
         self._perf_map = PerfMap(pid)
 
     def region(self, address: int) -> Region | None:
         index = bisect.bisect_right(self._starts, address) - 1
-        if index >= 0 and address < self._regions[index].end:
-            return self._regions[index]
+        if index >= 0 and address < self.regions[index].end:
+            return self.regions[index]
         return None
 
     def row(self, address: int) -> CallRow:
