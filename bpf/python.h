@@ -94,11 +94,18 @@ struct python_stack {
 	struct python_frame frames[PYTHON_FRAMES];
 };
 
+/* The state of a thread; 0: it had none when that many states had been created. */
+struct python_known {
+	u64 thread;
+	u64 created;
+};
+
 struct python_walk {
 	struct python_stack stack;
 	u64 interpreter;
 	u64 thread;
 	u64 frame;
+	u64 created; /* pythreads.next_unique_id, which stands before the first thread */
 	u64 states[PYTHON_STATES]; /* those that may be the thread's */
 	u32 found;
 	u32 best;
@@ -110,7 +117,7 @@ struct python_walk {
 };
 
 BPF_TABLE("lru_hash", u64, struct python_layout, python_layouts, 4096);
-BPF_TABLE("lru_hash", u64, u64, python_threads, 8192); /* pid_tgid -> its thread state */
+BPF_TABLE("lru_hash", u64, struct python_known, python_threads, 8192); /* by pid_tgid */
 BPF_PERCPU_ARRAY(python_walks, struct python_walk, 1);
 
 /* A function, as BCC 0.26 takes 30 ms over each call of this helper in the text. */
@@ -184,19 +191,25 @@ static __always_inline u64 python_first_thread(struct python_walk *w, struct pyt
 {
 	u64 thread = 0;
 
-	if (w->interpreter)
-		PEEK(thread, w->interpreter + l->threads);
+	PEEK(thread, w->interpreter + l->threads);
 	return thread;
 }
 
 /* Into w->states; PYTHON_COMPLETE: all of them, or the one that is certain. */
-static __always_inline u32 python_search(struct python_walk *w, struct python_layout *l)
+static __always_inline u32 python_candidates(struct python_walk *w, struct python_layout *l)
 {
 	struct python_links links = {};
 	struct python_ids ids = {};
 	u64 thread = python_first_thread(w, l);
 
 	LOOP (u32 i = 0; i < PYTHON_THREADS; i++) {
+		if (!thread) {
+			PEEK(w->interpreter, w->interpreter + l->next_interpreter);
+			if (!w->interpreter)
+				return PYTHON_COMPLETE;
+			thread = python_first_thread(w, l); /* an idle one has none */
+			continue;
+		}
 		if (PEEK(links, thread + l->links) || links.interpreter != w->interpreter)
 			return PYTHON_UNREADABLE; /* it is being freed: the list leads nowhere */
 		PEEK(ids, thread + l->ids);
@@ -207,12 +220,6 @@ static __always_inline u32 python_search(struct python_walk *w, struct python_la
 				return PYTHON_COMPLETE;
 		}
 		thread = links.next;
-		if (!thread) {
-			PEEK(w->interpreter, w->interpreter + l->next_interpreter);
-			thread = python_first_thread(w, l);
-		}
-		if (!thread)
-			return PYTHON_COMPLETE;
 	}
 	return PYTHON_NO_THREAD;
 }
@@ -265,14 +272,34 @@ static __always_inline bool python_is_linked(struct python_walk *w, struct pytho
 	return to == w->thread;
 }
 
-static __always_inline bool python_recall(struct python_walk *w, struct python_layout *l, u64 id)
+/* What an earlier search found, if it still holds; PYTHON_UNREADABLE: it does not. */
+static __always_inline u32 python_recall(struct python_walk *w, struct python_layout *l, u64 id)
 {
-	u64 *known = python_threads.lookup(&id);
+	struct python_known *known = python_threads.lookup(&id);
 
+	PEEK(w->created, w->interpreter + l->threads - sizeof(w->created));
 	if (!known || !w->alone)
-		return false;
-	w->thread = *known;
-	return python_is_mine(w, l, w->thread) == RANK_EXACT && python_is_linked(w, l);
+		return PYTHON_UNREADABLE;
+	w->thread = known->thread;
+	if (!w->thread)
+		return known->created == w->created ? PYTHON_NO_THREAD : PYTHON_UNREADABLE;
+	if (python_is_mine(w, l, w->thread) != RANK_EXACT || !python_is_linked(w, l))
+		return PYTHON_UNREADABLE;
+	return PYTHON_COMPLETE;
+}
+
+static __always_inline u32 python_search(struct python_walk *w, struct python_layout *l, u64 id)
+{
+	struct python_known known = {.created = w->created};
+	u32 end = python_candidates(w, l);
+
+	if (end == PYTHON_COMPLETE)
+		end = python_choose(w, l);
+	if (end == PYTHON_COMPLETE)
+		known.thread = w->thread;
+	if (w->alone && (end == PYTHON_COMPLETE || end == PYTHON_NO_THREAD))
+		python_threads.update(&id, &known);
+	return end;
 }
 
 /* Into w->thread. */
@@ -287,14 +314,8 @@ static __always_inline u32 python_find_thread(struct python_walk *w, struct pyth
 		return PYTHON_UNREADABLE;
 	w->alone = !next;
 	python_own_ids(w);
-	if (python_recall(w, l, id))
-		return PYTHON_COMPLETE;
-	end = python_search(w, l);
-	if (end == PYTHON_COMPLETE)
-		end = python_choose(w, l);
-	if (end == PYTHON_COMPLETE && w->alone)
-		python_threads.update(&id, &w->thread);
-	return end;
+	end = python_recall(w, l, id);
+	return end == PYTHON_UNREADABLE ? python_search(w, l, id) : end;
 }
 
 /* A string's length and last characters. */

@@ -10,8 +10,13 @@ static __always_inline u64 mixed(u64 hash, u64 value)
 	return hash ^ (hash >> 29);
 }
 
+#ifdef STACK_USER
+BPF_TABLE("lru_hash", u64, u64, code_loaded, 16384); /* image -> when */
+#endif
+
 /*
- * `image` is made anew by exec; `space` also by a change of what is mapped executable.
+ * `image` is made anew by exec, and when a library is loaded; `space` also by any other
+ * change of how much is mapped executable (JIT compilers).
  * Both 0: it has none (a kernel thread, or a process that has given it up to exit).
  */
 struct space {
@@ -19,25 +24,36 @@ struct space {
 	u64 space;
 };
 
+/* What exec set up, at random places where that is not switched off; 0: see above. */
+static __always_inline u64 program_of(u64 mm)
+{
+	u64 at = 0, file = 0, program = 0;
+
+	READ(at, mm, O_mm_struct__start_code);
+	program = mixed(program, at);
+	READ(at, mm, O_mm_struct__start_stack);
+	program = mixed(program, at);
+	READ(at, mm, O_mm_struct__start_brk);
+	program = mixed(program, at);
+	READ(at, mm, O_mm_struct__mmap_base);
+	program = mixed(program, at);
+	READ(file, mm, O_mm_struct__exe_file);
+	return mixed(program, inode_of(file));
+}
+
 static __always_inline void space_of(struct space *found, u64 task)
 {
-	u64 mm = 0, at = 0, file = 0, image = 0;
+	u64 mm = 0, at = 0, image, *when = NULL;
 
 	found->image = found->space = 0;
 	READ(mm, task, O_task_struct__mm);
 	if (!mm)
 		return;
-	/* Set by exec, at random places where that is not switched off. */
-	READ(at, mm, O_mm_struct__start_code);
-	image = mixed(image, at);
-	READ(at, mm, O_mm_struct__start_stack);
-	image = mixed(image, at);
-	READ(at, mm, O_mm_struct__start_brk);
-	image = mixed(image, at);
-	READ(at, mm, O_mm_struct__mmap_base);
-	image = mixed(image, at);
-	READ(file, mm, O_mm_struct__exe_file);
-	found->image = mixed(image, inode_of(file));
-	READ(at, mm, O_mm_struct__exec_vm); /* how much is mapped executable */
+	image = program_of(mm);
+#ifdef STACK_USER
+	when = code_loaded.lookup(&image);
+#endif
+	found->image = mixed(image, when ? *when : 0);
+	READ(at, mm, O_mm_struct__exec_vm); /* pages that are mapped executable */
 	found->space = mixed(found->image, at);
 }

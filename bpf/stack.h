@@ -146,7 +146,9 @@ static __always_inline u32 leave_function(struct walk *w, struct row *row)
 		return WALK_LOST;
 	w->stack_pointer = cfa;
 	w->address = (at & ADDRESS_BITS) << 1;
-	return at ? WALK_GOES_ON : WALK_COMPLETE;
+	if (at)
+		return WALK_GOES_ON;
+	return row->kind == ROW_GUESS ? WALK_LOST : WALK_COMPLETE;
 }
 
 static __always_inline u32 step(struct walk *w)

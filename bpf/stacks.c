@@ -15,4 +15,26 @@ int tell_space(struct bpf_raw_tracepoint_args *ctx)
 	space_of(answer, task);
 	return answer->space != 0;
 }
+
+#ifdef LOADED_BY_MMAP
+#define PROT_EXEC 4 /* ABI */
+
+/*
+ * sys_enter_mmap: a program or library is mapped. It may come to stand where another one of
+ * the same size was: what was learnt of the addresses there holds no more.
+ */
+int on_mmap(void *ctx)
+{
+	u64 mm = 0, program, now = bpf_ktime_get_ns();
+
+	if (!(*(u64 *)(ctx + O_sys_enter_mmap__prot) & PROT_EXEC))
+		return 0;
+	if ((s32) * (u64 *)(ctx + O_sys_enter_mmap__fd) < 0)
+		return 0;
+	READ(mm, bpf_get_current_task(), O_task_struct__mm);
+	program = program_of(mm);
+	code_loaded.update(&program, &now);
+	return 0;
+}
+#endif
 #endif

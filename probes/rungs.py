@@ -218,13 +218,35 @@ FORK = Fact(
 )
 
 
-def needed(*, by_pid: bool, follow: bool) -> list[Fact]:
+def _mmap_definitions() -> dict[str, int]:
+    offsets = tracefs.fields("syscalls:sys_enter_mmap")
+    found = {f"O_sys_enter_mmap__{name}": offsets[name] for name in ("prot", "fd")}
+    return found | {"LOADED_BY_MMAP": 1}
+
+
+LOADED = Fact(
+    "loaded code",
+    (
+        Rung(
+            "tracepoint syscalls:sys_enter_mmap",
+            tracepoint("syscalls:sys_enter_mmap"),
+            (Hook("on_mmap", "tracepoint", "syscalls:sys_enter_mmap"),),
+            _mmap_definitions,
+        ),
+    ),
+    without="a library loaded in place of another one of the same size is taken for it in stacks",
+)
+
+
+def needed(*, by_pid: bool, follow: bool, stacks: bool = False) -> list[Fact]:
     """The facts of ``states``, with these filters, in the order of attaching.
 
     Transitions come last: whoever sees one also sees how its socket is numbered,
     accepted and destroyed.
     """
     facts = [cookie(), DESTROYED, ACCEPTED, LAST_IO]
+    if stacks:
+        facts.append(LOADED)
     if by_pid:
         facts.append(PROCESS_EXIT)
     if by_pid and follow:

@@ -101,6 +101,7 @@ class Interpreter:
             "event": "existing",
             "new_state": _STATE[record["new_state"]],
             "holders": [f"{event['pid']}:{event['fd']}"] if event["pid"] else [],
+            "stack_ids": _stack_ids(record),
         }
 
     def _common(self, record: dict[str, Any]) -> Event:

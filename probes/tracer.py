@@ -54,7 +54,11 @@ class Tracer:
     def __enter__(self) -> Tracer:
         tracefs.ensure_mounted()
         self.standing = rungs.climb(
-            rungs.needed(by_pid=self.filters.by_pid, follow=self.filters.follow)
+            rungs.needed(
+                by_pid=self.filters.by_pid,
+                follow=self.filters.follow,
+                stacks=self.options.user_stacks,
+            )
         )
         self._scout = Forked("the inventory", inventory.scout)
         try:

@@ -19,7 +19,7 @@ _COLOURS = {"CLOSE_WAIT": _YELLOW, "ESTABLISHED": _GREEN, "CLOSE": _DIM, "TIME_W
 
 
 class TextSink:
-    """On a terminal lines are cut at its width, but not those of ``--full-stack``."""
+    """On a terminal lines are cut at its width, but not with ``--full-stack``."""
 
     def __init__(self, writer: LineWriter, *, terminal: bool, depth: Depth | None = None) -> None:
         self._writer = writer
@@ -28,7 +28,8 @@ class TextSink:
         self._headed = False
 
     def write(self, events: Sequence[dict[str, Any]]) -> None:
-        width = shutil.get_terminal_size().columns if self._terminal else None
+        whole = not self._terminal or self._depth.frames is None
+        width = None if whole else shutil.get_terminal_size().columns
         lines = [text for event in events for text in self._lines(event)]
         self._writer.write([self._finish(line, colour, width) for line, colour in lines])
 

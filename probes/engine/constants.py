@@ -149,6 +149,8 @@ class Walk(enum.IntEnum):
     """The stack's memory could not be read."""
     LOST = 5
     """No way on from the last address: no code, or a table that cannot be followed."""
+    NOT_COPIED = 6
+    """User space came to the end of its copy of the stack."""
 
 
 class Stack(enum.IntEnum):

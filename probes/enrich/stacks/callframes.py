@@ -47,7 +47,7 @@ class _OtherRuleError(Exception):
 
 
 def row_at(table: libdw.Pointer, address: int, machine: Machine) -> CallRow | None:
-    """What ``table`` (a Dwarf_CFI) says of the code at ``address``; None: nothing.
+    """What ``table`` (a Dwarf_CFI) says of the code at ``address``; None: nothing readable.
 
     LOST where CallRow cannot say the same: half a rule would lead to wrong callers.
     """

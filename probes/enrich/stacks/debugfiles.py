@@ -32,7 +32,7 @@ class DebugFiles:
         self._alternative: tuple[bytes, str] | None = None
         self.lacks_alternative = False
         """Part of the debug information is in a file that was not found."""
-        self._holder: list[Path] = [root / self._path for root in roots] if self._path else []
+        self._holders = [root / self._path for root in roots] if self._path else []
         self._take_alternative(elf)
 
     def find(self, name: bytes | None, crc: int) -> int | None:
@@ -53,7 +53,7 @@ class DebugFiles:
                 continue
             found = Elf(fd)
             if self._belongs(found, crc if by_name else None):
-                self._holder = [path]
+                self._holders = list(self._as_paths(path, fd))
                 self._take_alternative(found)
                 return fd
             os.close(fd)
@@ -82,7 +82,13 @@ class DebugFiles:
         if given.is_absolute():
             yield from (root / given.relative_to("/") for root in self._roots)
         else:
-            yield from (holder.parent / given for holder in self._holder)
+            yield from (holder.parent / given for holder in self._holders)
+
+    def _as_paths(self, path: Path, fd: int) -> Iterator[Path]:
+        """As it was found, and where a link has led to: below our root, or a container's."""
+        yield path
+        real = os.readlink(f"/proc/self/fd/{fd}")
+        yield from (root / real.lstrip("/") for root in (Path("/"), *self._roots))
 
     def _candidates(self, link: bytes | None) -> Iterator[tuple[Path, bool]]:
         """In the order of gdb: path, and whether it was named by .gnu_debuglink."""

@@ -61,9 +61,8 @@ class Elf:
             self._header(_HEADER.unpack(raw))
 
     def _header(self, header: tuple[int, ...]) -> None:
-        if header[0] not in _LINKED:
-            return
-        self.machine = header[1]
+        if header[0] in _LINKED:  # not so the files that dwz makes
+            self.machine = header[1]
         segments_at, sections_at = header[4:6]
         size, count, section_size, section_count, names = header[8:13]
         self.segments = [Segment(*row) for row in self._table(_SEGMENT, segments_at, size, count)]

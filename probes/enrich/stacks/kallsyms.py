@@ -41,14 +41,13 @@ class KernelSymbols:
         instruction. None: no code that the kernel has a name for.
         """
         found = self._now().covering(address)
-        if found is None and time.monotonic() >= self._next_read:
-            self._table = None
-            found = self._now().covering(address)
-        return found
+        return found or (self._now().covering(address) if self._forget_if_old() else None)
 
     @property
     def hidden(self) -> bool:
         """Whether the kernel tells this process no addresses; then ``name`` is always None."""
+        if self._now().is_empty:
+            self._forget_if_old()
         return self._now().is_empty
 
     @property
@@ -66,6 +65,12 @@ class KernelSymbols:
                     " (CAP_SYSLOG): run it with sudo"
                 )
         return "kernel.kptr_restrict=2 hides them: sudo sysctl kernel.kptr_restrict=1"
+
+    def _forget_if_old(self) -> bool:
+        if time.monotonic() < self._next_read:
+            return False
+        self._table = None
+        return True
 
     def _now(self) -> _Table:
         if self._table is None:

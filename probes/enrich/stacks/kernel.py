@@ -28,4 +28,6 @@ class KernelStacks:
         if symbols.hidden:
             return unknown(symbols.why)
         addresses = [address for (address,) in struct.iter_unpack("=Q", raw) if address]
-        return stack_of(trimmed([symbols.name(at) or f"{at:#x}" for at in addresses]))
+        # All but the innermost are return addresses, perhaps of the next function already.
+        calls = [*addresses[:1], *(address - 1 for address in addresses[1:])]
+        return stack_of(trimmed([symbols.name(at) or f"{at:#x}" for at in calls]))

@@ -5,8 +5,8 @@ code to a file. Nothing is taken out again: code that is moved or freed is told 
 later line over the same addresses.
 
 The file stays open, so it is readable after the process has ended. Only an index of
-the newest MAX_LINES lines is kept, 16 bytes each. Reading back through a large file
-takes at most a fifth of one CPU; the names there are unknown until it is done.
+the newest MAX_LINES lines is kept, 16 bytes each (8 MB a process). A large file is
+read from its end backwards, with pauses; the names there are unknown until it is done.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 import bisect
 import contextlib
 import functools
-import io
+import heapq
 import os
+import re
 import time
 from array import array
 from collections.abc import Iterator
@@ -28,13 +29,13 @@ from tcptrace.probes.enrich.stacks.frame import Frame
 
 MAX_LINES = 500_000
 STEP_BYTES = 4 << 20
-"""Read in one go, in about 50 ms."""
+"""Read in one go, in about 0.1 s. Then nothing is read for as long as it took."""
 RETRY_S = 0.2
-_PAUSE = 4
-"""After a step nothing is read for so many times as long as it took."""
 _MARK_BYTES = 64
 _LONGEST_LINE = 2048
-_LARGEST_CODE = 1 << 28
+_LINE = re.compile(
+    rb"^(?:0x)?0*([\da-fA-F]{1,15}) (?:0x)?0*([1-9a-fA-F][\da-fA-F]{,6}) (.+)", re.MULTILINE
+)
 
 
 class Entry(NamedTuple):
@@ -126,15 +127,15 @@ class PerfMap:
 
     def _follow(self) -> None:
         """Take in what was written since."""
-        status = os.fstat(self._fd)
-        if not status.st_nlink:
+        if not os.fstat(self._fd).st_nlink:
             self._open()  # another one may stand in its place
-        elif status.st_size != self._seen:
-            self._seen = status.st_size
-            if self._blocks and self._is_longer(status.st_size):
-                self._append(status.st_size)
+        size = os.fstat(self._fd).st_size
+        if size != self._seen:
+            self._seen = size
+            if self._blocks and self._is_longer(size):
+                self._append(size)
             else:
-                self._restart(status.st_size)
+                self._restart(size)
 
     def _is_longer(self, size: int) -> bool:
         """By an amount that can be read in one go, and with the same text before that."""
@@ -162,7 +163,7 @@ class PerfMap:
         self._blocks.insert(0, block)
         self._head = block.begin
         after = time.monotonic()
-        self._next_step = after + _PAUSE * (after - before)
+        self._next_step = after + (after - before)
         return True
 
     def _lines(self) -> int:
@@ -171,26 +172,30 @@ class PerfMap:
     def _indexed(self, address: int) -> Entry | None:
         newer: list[_Block] = []
         for block in reversed(self._blocks):
-            index = block.at(address)
-            if index is not None:
-                start, end = block.starts[index], block.starts[index] + block.sizes[index]
-                replaced = any(other.touches(start, end) for other in newer)
-                return None if replaced else self._entry(block, index)
+            place = block.place(address)
+            if place is not None:
+                return self._entry(address, block, place, newer)
             newer.append(block)
         return None
 
-    def _entry(self, block: _Block, index: int) -> Entry | None:
+    def _entry(self, address: int, block: _Block, place: int, newer: list[_Block]) -> Entry | None:
         """With its name from the file, if that still says the same."""
-        line = os.pread(self._fd, _LONGEST_LINE, block.begin + block.places[index])
-        words = line.partition(b"\n")[0].split(b" ", 2)
-        if _span(words) == (block.starts[index], block.sizes[index]):
-            return Entry(block.starts[index], block.sizes[index], procfs.comm_text(words[2]))
-        self._restart(os.fstat(self._fd).st_size)
-        return None
+        line = _LINE.match(os.pread(self._fd, _LONGEST_LINE, block.begin + place))
+        start, size = (int(line[1], 16), int(line[2], 16)) if line else (0, 0)
+        if not line or not start <= address < start + size:
+            self._restart(os.fstat(self._fd).st_size)
+            return None
+        others = [other.overlaps(start, start + size) for other in newer]
+        if any(others) or block.overlaps(start, start + size, place):
+            return None
+        return Entry(start, size, procfs.comm_text(line[3]))
 
 
 class _Block:
-    """The whole lines of a stretch of the file, without those that a later one replaces."""
+    """The whole lines of a stretch of the file, as pieces of memory that do not overlap.
+
+    Of each address only the newest line is kept, by its place in the stretch.
+    """
 
     def __init__(self, fd: int, begin: int, end: int) -> None:
         before = min(begin, 1)  # that byte tells whether a line starts here
@@ -199,53 +204,42 @@ class _Block:
         last = max(first, data.rfind(b"\n") + 1)
         self.begin, self.end = begin - before + first, begin - before + last
         self.mark = data[max(0, last - _MARK_BYTES) : last]
-        kept = _unreplaced(sorted(_parsed(data[first:last])))
-        self.starts = array("Q", [start for start, _, _ in kept])
-        self.places = array("I", [place for _, place, _ in kept])
-        self.sizes = array("I", [size for _, _, size in kept])
+        self.starts, self._sizes, self._places = array("Q"), array("I"), array("I")
+        for start, size, place in _pieces(data[first:last]):
+            self.starts.append(start)
+            self._sizes.append(size)
+            self._places.append(place)
 
     def __len__(self) -> int:
         return self.end - self.begin
 
-    def at(self, address: int) -> int | None:
+    def place(self, address: int) -> int | None:
         index = bisect.bisect_right(self.starts, address) - 1
-        return index if index >= 0 and address < self.starts[index] + self.sizes[index] else None
+        if index < 0 or address >= self.starts[index] + self._sizes[index]:
+            return None
+        return self._places[index]
 
-    def touches(self, start: int, end: int) -> bool:
-        """Whether any code here lies between the two addresses."""
-        index = bisect.bisect_left(self.starts, end) - 1
-        return index >= 0 and start < self.starts[index] + self.sizes[index]
-
-
-_Line = tuple[int, int, int]  # start, place in the block, size
-
-
-def _parsed(data: bytes) -> Iterator[_Line]:
-    place = 0
-    for line in io.BytesIO(data):
-        span = _span(line.split(b" ", 2))
-        if span:
-            yield span[0], place, span[1]
-        place += len(line)
+    def overlaps(self, start: int, end: int, but: int = -1) -> bool:
+        """Whether another line than that at ``but`` is the newest anywhere between the two."""
+        first = max(0, bisect.bisect_right(self.starts, start) - 1)
+        return any(
+            self._places[index] != but and start < self.starts[index] + self._sizes[index]
+            for index in range(first, bisect.bisect_left(self.starts, end))
+        )
 
 
-def _span(words: list[bytes]) -> tuple[int, int] | None:
-    """None if it is no line of a perf map."""
-    try:
-        start, size = int(words[0], 16), int(words[1], 16)
-    except (ValueError, IndexError):
-        return None
-    if len(words) < 3 or not 0 < size <= _LARGEST_CODE or not 0 <= start < 1 << 63:
-        return None
-    return start, size
-
-
-def _unreplaced(lines: list[_Line]) -> list[_Line]:
-    """Of those that overlap the one that stands last; sorted by address before and after."""
-    kept: list[_Line] = []
-    for line in lines:
-        while kept and kept[-1][0] + kept[-1][2] > line[0] and kept[-1][1] < line[1]:
-            kept.pop()
-        if not kept or kept[-1][0] + kept[-1][2] <= line[0]:
-            kept.append(line)
-    return kept
+def _pieces(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(start, size, place of the newest line there), in order."""
+    lines = [(int(line[1], 16), line.start(), int(line[2], 16)) for line in _LINE.finditer(data)]
+    over: list[tuple[int, int]] = []  # that reach beyond ``at``: (-place, end), the newest first
+    at = 0
+    for start, place, size in [*sorted(lines), (1 << 64, 0, 0)]:
+        while over and at < start:
+            newest, end = over[0]
+            if end > at:
+                yield at, min(end, start) - at, -newest
+                at = min(end, start)
+            if end <= at:
+                heapq.heappop(over)
+        at = start
+        heapq.heappush(over, (-place, start + size))

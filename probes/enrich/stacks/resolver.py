@@ -85,6 +85,8 @@ class Resolver:
         found = self._space(record["pid"], record["image"], record["space"])
         if isinstance(found.space, Stack):
             return Job(number, found.space)
+        if not found.certain:
+            return Job(number, stack.CHANGED)
         addresses = _addresses(record["addresses"], record["count"])
         return Job(number, found.space, Walked(addresses, Walk(record["end"])))
 
@@ -125,7 +127,7 @@ class Resolver:
         except OSError:
             return _Found(stack.GONE)
         if now_image != image:
-            return _Found(stack.EXECUTED)
+            return _Found(stack.REPLACED)
         if now != identity:
             return _Found(fresh, certain=False)
         return _Found(self._keep(identity, fresh))
@@ -170,13 +172,15 @@ class Job:
 
 
 def _described(walked: Walked, space: Space) -> Stack:
+    """What a guess led to is marked; where it led to no code, it is left out."""
     frames: list[str] = []
     guessed = ""
     for address in walked.addresses:
         at = code_address(address)
-        frames += (
-            str(replace(frame, guessed=guessed) if guessed else frame) for frame in space.frames(at)
-        )
+        named = space.named(at)
+        if not named:
+            return stack_of(frames, Walk.LOST)
+        frames += [str(replace(frame, guessed=guessed) if guessed else frame) for frame in named]
         if guesses(space.row(at)):
             guessed = "frame pointer"
     return stack_of(frames, walked.end)

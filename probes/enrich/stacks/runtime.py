@@ -153,11 +153,10 @@ def _needs(kind: _Kind, version: str, pid: int, *, shows: bool) -> str:
         return "" if told else kind.more.format(pid=pid)
     if kind.name == "CPython" and platform.machine() not in ("x86_64", "aarch64"):
         return "run it on x86-64 or arm64 to see Python functions"
-    needs = kind.needs.format(pid=pid)
+    needs, oldest = kind.needs.format(pid=pid), ".".join(map(str, kind.oldest))
     numbers = tuple(map(int, re.findall(r"\d+", version)))
     if not numbers or numbers >= kind.oldest:
         return needs
-    oldest = ".".join(map(str, kind.oldest))
     return f"this is {kind.name} {version}: take {oldest} or newer, and {needs}"
 
 

@@ -14,7 +14,7 @@ _BASIC = {
     "i": "isize", "j": "usize", "l": "i32", "m": "u32", "n": "i128", "o": "u128", "s": "i16",
     "t": "u16", "u": "()", "v": "...", "x": "i64", "y": "u64", "z": "!", "p": "_",
 }  # fmt: skip
-_NUMBER62 = re.compile(r"([0-9a-zA-Z]*)_")
+_NUMBER62 = re.compile(r"([0-9a-zA-Z]{0,12})_")
 _IDENTIFIER = re.compile(r"(u?)(0|[1-9][0-9]{0,5})_?")
 _CONSTANT = re.compile(r"(n?)([0-9a-f]*)_")
 _DIGITS62 = string.digits + string.ascii_letters
@@ -49,8 +49,8 @@ class _Parser:
         self._step()
         rules: dict[str, Callable[[], str]] = {
             "C": self._crate,
-            "M": self._inherent,
-            "X": self._implementation,
+            "M": lambda: self._implementation(self._own_item),
+            "X": lambda: self._implementation(self._trait_item),
             "Y": self._trait_item,
             "N": lambda: self._nested(in_type=in_type),
             "I": lambda: self._generic(in_type=in_type),
@@ -62,13 +62,14 @@ class _Parser:
         self._disambiguator()
         return self._name()
 
-    def _inherent(self) -> str:
-        self._skip_path()
-        return f"<{self._type()}>"
+    def _implementation(self, rest: Callable[[], str]) -> str:
+        """Where the implementation is does not matter."""
+        self._disambiguator()
+        self.path(in_type=True)
+        return rest()
 
-    def _implementation(self) -> str:
-        self._skip_path()
-        return self._trait_item()
+    def _own_item(self) -> str:
+        return f"<{self._type()}>"
 
     def _trait_item(self) -> str:
         return f"<{self._type()} as {self.path(in_type=True)}>"
@@ -85,8 +86,7 @@ class _Parser:
 
     def _generic(self, *, in_type: bool) -> str:
         outer = self.path(in_type=in_type)
-        arguments = ", ".join(self._until_end(self._argument))
-        return f"{outer}{'' if in_type else '::'}<{arguments}>"
+        return f"{outer}{'' if in_type else '::'}<{', '.join(self._until_end(self._argument))}>"
 
     def _argument(self) -> str:
         if self._skip("L"):
@@ -120,14 +120,13 @@ class _Parser:
         return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
 
     def _function(self) -> str:
-        unsafe = "unsafe " if self._skip("U") else ""
-        abi = ""
+        before = "unsafe " if self._skip("U") else ""
         if self._skip("K"):
             abi = "C" if self._skip("C") else self._name().replace("_", "-")
-            abi = f'extern "{abi}" '
+            before += f'extern "{abi}" '
         arguments = ", ".join(self._until_end(self._type))
         result = self._type()
-        return f"{unsafe}{abi}fn({arguments}){'' if result == '()' else f' -> {result}'}"
+        return f"{before}fn({arguments}){'' if result == '()' else f' -> {result}'}"
 
     def _dynamic(self) -> str:
         bounds = self._bind(lambda: " + ".join(self._until_end(self._dynamic_trait)))
@@ -143,9 +142,8 @@ class _Parser:
             bindings.append(f"{self._name()} = {self._type()}")
         if not bindings:
             return trait
-        if trait.endswith(">"):
-            return f"{trait[:-1]}, {', '.join(bindings)}>"
-        return f"{trait}<{', '.join(bindings)}>"
+        open_list = f"{trait[:-1]}, " if trait.endswith(">") else f"{trait}<"
+        return f"{open_list}{', '.join(bindings)}>"
 
     def _constant(self) -> str:
         self._step()
@@ -201,17 +199,11 @@ class _Parser:
 
     def _name(self) -> str:
         match = _IDENTIFIER.match(self._text, self._at)
-        if not match:
-            raise _OddError
-        end = match.end() + int(match[2])
-        if end > len(self._text):
+        end = match.end() + int(match[2]) if match else len(self._text)
+        if not match or end > len(self._text):
             raise _OddError
         name, self._at = self._text[match.end() : end], end
         return _unicode(name) if match[1] else name
-
-    def _skip_path(self) -> None:
-        self._disambiguator()
-        self.path(in_type=True)
 
     def _disambiguator(self) -> int:
         return self._number62() + 1 if self._skip("s") else 0
@@ -219,7 +211,7 @@ class _Parser:
     def _number62(self) -> int:
         """0 is nothing, 1 is "0": they count from there."""
         match = _NUMBER62.match(self._text, self._at)
-        if not match or len(match[1]) > 12:
+        if not match:
             raise _OddError
         self._at = match.end()
         value = 0
@@ -253,10 +245,6 @@ class _Parser:
 def _unicode(name: str) -> str:
     plain, _, rest = name.rpartition("_")
     try:
-        return (
-            f"{plain}-{rest}".encode().decode("punycode")
-            if plain
-            else rest.encode().decode("punycode")
-        )
+        return (f"{plain}-{rest}" if plain else rest).encode().decode("punycode")
     except UnicodeError as error:
         raise _OddError from error

@@ -20,6 +20,7 @@ from tcptrace.probes.enrich.stacks.perfmap import PerfMap
 from tcptrace.probes.enrich.stacks.row import FRAME_POINTER, LOST, CallRow
 
 _MAX_BINARIES = 1024
+_MAX_NAMED = 32768
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class Space:
             raise ProcessLookupError(pid)
         self._starts = [region.start for region in self.regions]
         self._perf_map = PerfMap(pid)
+        self._named: dict[int, list[Frame]] = {}
 
     def region(self, address: int) -> Region | None:
         index = bisect.bisect_right(self._starts, address) - 1
@@ -98,16 +100,21 @@ class Space:
         row = region.binary.row(at) or FRAME_POINTER
         return row if row.fits else LOST
 
-    def frames(self, address: int) -> list[Frame]:
-        """The function at this address, preceded by what was inlined there."""
+    def named(self, address: int) -> list[Frame]:
+        """The function at this address, preceded by what was inlined there; empty: no code."""
         region = self.region(address)
         if region is None:
-            return [Frame(None, "not mapped", address)]
+            return []
         at = region.address_in_file(address)
-        if region.binary is not None and at is not None:
-            return region.binary.frames(at)
-        compiled = self._perf_map.frame(address)
-        return [compiled or Frame(None, region.name, address)]
+        if region.binary is None or at is None:
+            return [self._perf_map.frame(address) or Frame(None, region.name, address)]
+        known = self._named.get(address)
+        if known is None:
+            known = region.binary.frames(at)
+            if len(self._named) >= _MAX_NAMED:
+                self._named.clear()
+            self._named[address] = known
+        return known
 
 
 def _regions(pid: int, binaries: Binaries) -> Iterator[Region]:
@@ -121,8 +128,9 @@ def _regions(pid: int, binaries: Binaries) -> Iterator[Region]:
         binary = None
         if int(inode):
             with contextlib.suppress(OSError):
-                fd = os.open(f"/proc/{pid}/map_files/{span}", os.O_RDONLY | os.O_CLOEXEC)
-                binary = binaries.of(fd, path, roots)
+                # maps pads the addresses of programs below 4 GiB with zeros, map_files does not
+                link = f"/proc/{pid}/map_files/{start:x}-{end:x}"
+                binary = binaries.of(os.open(link, os.O_RDONLY | os.O_CLOEXEC), path, roots)
         yield Region(start, end, int(offset, 16), PurePath(path).name, binary)
 
 

@@ -12,6 +12,7 @@ from tcptrace.probes.engine.constants import Walk
 _ENDS = {
     Walk.DEEP: "[truncated: more than 64 frames]",
     Walk.UNREADABLE: "[truncated: the stack beyond could not be read]",
+    Walk.NOT_COPIED: "[truncated: the stack beyond was not copied]",
     Walk.LOST: "[truncated: no way on from the frame above]",
 }
 
@@ -37,7 +38,7 @@ def unknown(because: str) -> Stack:
 
 
 GONE = unknown("the process had ended before its mappings were read")
-EXECUTED = unknown("the process ran another program before its mappings were read")
+REPLACED = unknown("another program or library was loaded before the mappings were read")
 CHANGED = unknown("what the process had mapped changed before it was read")
 EVICTED = unknown("too many other stacks came in between")
 LATE = unknown("its functions could not be looked up in time")

@@ -61,7 +61,7 @@ def finish(addresses: list[int], at: Position, stack: bytes, row_of: RowOf) -> W
         try:
             end = _step(row, at, lambda address: _word(stack, address - base))
         except _UnreadableError:
-            end = Walk.UNREADABLE
+            end = Walk.NOT_COPIED
         if end != Walk.GOES_ON:
             walked.end = end
             return walked
@@ -97,7 +97,9 @@ def _leave(row: CallRow, at: Position, word: Callable[[int], int]) -> Walk:
         return Walk.LOST
     at.stack_pointer = cfa
     at.address = (address & _ADDRESS_BITS) << 1
-    return Walk.GOES_ON if address else Walk.COMPLETE
+    if address:
+        return Walk.GOES_ON
+    return Walk.LOST if row.kind == RowKind.GUESS else Walk.COMPLETE
 
 
 def _leave_signal(at: Position, word: Callable[[int], int]) -> Walk:
