@@ -31,6 +31,7 @@ APART = "its place among the native frames is not known"
 _ENTRY = 1  # PYTHON_ENTRY
 _FRAME = struct.Struct("=QII")  # struct python_frame
 _MOST_TRIED, _TRIES = 64, 3
+_MOST_KNOWN = 16384
 
 
 class End(enum.IntEnum):
@@ -72,6 +73,7 @@ class Interpreter:
 
     def __init__(self, pid: int) -> None:
         self._memory = Memory(pid)
+        self._known: dict[tuple[int, int, int], Frame] = {}
         try:
             self._runtime, code_type, version = _located(pid, self._memory)
             self._layout = layout_of(version, lambda size: self._memory.read(self._runtime, size))
@@ -96,7 +98,8 @@ class Interpreter:
         """
         groups: list[list[Frame]] = [[]]
         for code, instruction, identity in _FRAME.iter_unpack(raw[: count * _FRAME.size]):
-            if code and (frame := self._frame(code, instruction & ~_ENTRY, identity)):
+            key = code, instruction & ~_ENTRY, identity
+            if code and (frame := self._known.get(key) or self._frame(*key)):
                 groups[-1].append(frame)
             if instruction & _ENTRY:
                 groups.append([])
@@ -110,7 +113,11 @@ class Interpreter:
         offset = instruction - self._layout.instructions
         if instruction and offset < code.begins_at:
             return None
-        return Frame(code.qualname, MODULE, file=code.filename, line=code.line(offset))
+        frame = Frame(code.qualname, MODULE, file=code.filename, line=code.line(offset))
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[address, instruction, identity] = frame
+        return frame
 
     def _try_out(self) -> None:
         """Read what its threads execute now. They run on meanwhile: one that is read whole will do.

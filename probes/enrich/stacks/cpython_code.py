@@ -46,14 +46,23 @@ class Code:
 
 
 @dataclass(frozen=True, slots=True)
-class _Text:
-    """A string as it lies in memory; ``kind``: bytes per character."""
+class Text:
+    """A string as it lies in memory. ``kind``: bytes per character; ``hash``: -1 for none yet."""
 
     raw: bytes
     kind: int
+    hash: int
 
     def decoded(self) -> str:
         return self.raw.decode(_ENCODINGS[self.kind], "backslashreplace")
+
+    @property
+    def identity(self) -> int:
+        """As python_text() of bpf/python.h."""
+        if self.hash != -1:
+            return self.hash
+        last = self.raw[-_TEXT_BYTES:].ljust(_TEXT_BYTES, b"\0")
+        return _mixed(0, struct.pack("=Q", len(self.raw)) + last)
 
 
 class Codes:
@@ -95,7 +104,7 @@ class Codes:
             self._bytes(lines),
         )
         hashed = -1 if at.is_numbered else self._memory.s64(lines + _HASH)
-        found = identity_of(at.unchanging(head), hashed, (qualname.raw, filename.raw))
+        found = identity_of(at.unchanging(head), hashed, (qualname, filename))
         if identity is not None and found != identity:
             raise ValueError("another code object")
         for _ in range(2):  # a new object in its place may just have got its first two words
@@ -123,7 +132,7 @@ class Codes:
             raise ValueError("no bytes object")
         return self._memory.read(address + self._layout.bytes_data, size)
 
-    def _text(self, address: int) -> _Text:
+    def _text(self, address: int) -> Text:
         at = self._layout
         head = self._memory.read(address, at.ascii_data)
         length, state = _word(head, at.text_length), _number(head, at.text_state)
@@ -131,7 +140,8 @@ class Codes:
         if not is_compact or kind not in _ENCODINGS or length > _MOST_TEXT:
             raise ValueError("no string as the compiler makes them")
         data = address + (at.ascii_data if is_ascii else at.wide_data)
-        return _Text(self._memory.read(data, length * kind), kind)
+        hashed = struct.unpack_from("=q", head, at.text_hash)[0]
+        return Text(self._memory.read(data, length * kind), kind, hashed)
 
 
 def _word(raw: bytes, at: int) -> int:
@@ -142,19 +152,17 @@ def _number(raw: bytes, at: int) -> int:
     return int(struct.unpack_from("=i", raw, at)[0])
 
 
-def identity_of(unchanging: bytes, line_table_hash: int = -1, texts: Sequence[bytes] = ()) -> int:
+def identity_of(unchanging: bytes, line_table_hash: int = -1, texts: Sequence[Text] = ()) -> int:
     """As python_identity() of bpf/python.h. ``unchanging``: that part of a code object.
 
     In it are the addresses of its names and tables, and since 3.12 a number that
     CPython gives to no second code object (co_version). Until then its name and file
-    are added as they lie in memory, if it was compiled by the process itself.
+    are added, if it was compiled by the process itself.
     """
     value = _mixed(0, unchanging.ljust(_IDENTITY_BYTES, b"\0"))
     if line_table_hash != -1:
-        value = _mixed(value, struct.pack("=q", line_table_hash))
-        for text in texts:
-            last = text[-_TEXT_BYTES:].ljust(_TEXT_BYTES, b"\0")
-            value = _mixed(value, struct.pack("=Q", len(text)) + last)
+        hashes = (line_table_hash, *(text.identity for text in texts))
+        value = _mixed(value, struct.pack("=3Q", *(number & _WRAP for number in hashes)))
     return value & 0xFFFFFFFF
 
 

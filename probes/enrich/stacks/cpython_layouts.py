@@ -64,6 +64,7 @@ class Layout:
     bytes_size: int = 16
     bytes_data: int = 32
     text_length: int = 16
+    text_hash: int = 24
     text_state: int = 32
     ascii_data: int = 40
     wide_data: int = 56

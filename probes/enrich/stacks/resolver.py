@@ -183,7 +183,7 @@ def _described(walked: Walked, space: Space) -> Stack:
         frames += [str(replace(frame, guessed=guessed) if guessed else frame) for frame in named]
         if guesses(space.row(at)):
             guessed = "frame pointer"
-    return stack_of(frames, walked.end)
+    return stack_of([*frames, *filter(None, [space.note])], walked.end)
 
 
 def _addresses(raw: bytes, count: int) -> list[int]:

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from tcptrace.probes.engine.constants import Row as RowKind
+from tcptrace.probes.enrich.stacks import runtime
 from tcptrace.probes.enrich.stacks.binary import Binary
 from tcptrace.probes.enrich.stacks.frame import Frame
-from tcptrace.probes.enrich.stacks.perfmap import PerfMap
+from tcptrace.probes.enrich.stacks.perfmap import perf_map
 from tcptrace.probes.enrich.stacks.row import FRAME_POINTER, LOST, CallRow
+from tcptrace.probes.enrich.stacks.trampoline import trampoline_row
 
 _MAX_BINARIES = 1024
 _MAX_NAMED = 32768
@@ -80,7 +82,8 @@ class Space:
         if not self.regions:
             raise ProcessLookupError(pid)
         self._starts = [region.start for region in self.regions]
-        self._perf_map = PerfMap(pid)
+        self._perf_map = perf_map(pid)
+        self._runtime = runtime.detect(pid)
         self._named: dict[int, list[Frame]] = {}
 
     def region(self, address: int) -> Region | None:
@@ -96,9 +99,23 @@ class Space:
             return LOST
         at = region.address_in_file(address)
         if region.binary is None or at is None:
-            return FRAME_POINTER
+            return self._compiled_row(address)
         row = region.binary.row(at) or FRAME_POINTER
         return row if row.fits else LOST
+
+    @property
+    def note(self) -> str:
+        """What the language runtime needs, to tell the names of its own functions; or empty."""
+        found = self._runtime
+        if found is None or not found.needs:
+            return ""
+        return f"[{found.name} {found.version}: {found.needs}]".replace(" :", ":")
+
+    def _compiled_row(self, address: int) -> CallRow:
+        """Of code that a runtime made: it has no table."""
+        entry = self._perf_map.find(address)
+        known = entry and trampoline_row(self.pid, entry.start, entry.name, address)
+        return known or FRAME_POINTER
 
     def named(self, address: int) -> list[Frame]:
         """The function at this address, preceded by what was inlined there; empty: no code."""
