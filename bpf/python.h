@@ -56,7 +56,7 @@ struct python_text_head {
 	u64 references;
 	u64 type;
 	u64 length;
-	u64 hash;
+	s64 hash;
 	u32 state;
 	u32 pad;
 };
@@ -114,6 +114,8 @@ struct python_walk {
 	u8 raw[PYTHON_FRAME_BYTES + 8];
 	u64 words[16]; /* PYTHON_CODE_WORDS, and room for an index that the verifier believes */
 	u64 text[PYTHON_TEXT_BYTES / 8];
+	u64 file; /* the string that file_hash is of */
+	u64 file_hash;
 };
 
 BPF_TABLE("lru_hash", u64, struct python_layout, python_layouts, 4096);
@@ -318,23 +320,35 @@ static __always_inline u32 python_find_thread(struct python_walk *w, struct pyth
 	return end == PYTHON_UNREADABLE ? python_search(w, l, id) : end;
 }
 
-/* A string's length and last characters. */
-static __always_inline u64 python_text(struct python_walk *w, struct python_layout *l, u64 at,
-				       u64 hash)
+/* A string's own hash, if it has one yet; else of its length and last characters. */
+static __always_inline u64 python_text(struct python_walk *w, struct python_layout *l, u64 at)
 {
 	struct python_text_head head = {};
 	u64 bytes, last; /* the verifier loses the bound of a u32 that is cut from one */
+	u64 hash;
 
 	PEEK(head, at);
+	if (head.hash != -1)
+		return head.hash;
 	bytes = head.length * (head.state >> 2 & 7); /* PyASCIIObject.state: kind, ascii */
 	last = bytes < PYTHON_TEXT_BYTES ? bytes : PYTHON_TEXT_BYTES;
 	at += (head.state >> 6 & 1 ? l->ascii_data : l->wide_data) + bytes - last;
 	__builtin_memset(w->text, 0, sizeof(w->text));
 	python_read(w->text, last, at);
-	hash = mixed(hash, bytes);
+	hash = mixed(0, bytes);
 	LOOP (u32 i = 0; i < PYTHON_TEXT_BYTES / 8; i++)
 		hash = mixed(hash, w->text[i]);
 	return hash;
+}
+
+/* Most frames of a stack are of a few files. */
+static __always_inline u64 python_file(struct python_walk *w, struct python_layout *l, u64 at)
+{
+	if (at != w->file) {
+		w->file_hash = python_text(w, l, at);
+		w->file = at;
+	}
+	return w->file_hash;
 }
 
 /*
@@ -352,8 +366,8 @@ static __always_inline u64 python_names(struct python_walk *w, struct python_lay
 	if (hashed == -1)
 		return hash;
 	hash = mixed(hash, hashed);
-	hash = python_text(w, l, w->words[l->qualname & 15], hash);
-	return python_text(w, l, w->words[l->filename & 15], hash);
+	hash = mixed(hash, python_text(w, l, w->words[l->qualname & 15]));
+	return mixed(hash, python_file(w, l, w->words[l->filename & 15]));
 }
 
 static __always_inline u32 python_identity(struct python_walk *w, struct python_layout *l, u64 code)
@@ -428,6 +442,7 @@ static __always_inline u32 python_step(struct python_walk *w, struct python_layo
 
 static __always_inline void python_frames(struct python_walk *w, struct python_layout *l)
 {
+	w->file = 0;
 	w->frame = python_current(w->thread, l);
 	LOOP (u32 i = 0; i < PYTHON_STEPS && w->frame; i++) {
 		w->stack.end = python_step(w, l);

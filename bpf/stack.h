@@ -9,12 +9,12 @@
 
 #ifdef STACK_USER
 #define FRAMES 64
-#define SNAPSHOT_BYTES 8192
+#define SNAPSHOT_BYTES 16384
 #define SNAPSHOT_STEP 512
 #define ONE_SECOND_NS 1000000000ULL
 
 struct row_key {
-	u64 space;
+	u64 mapping; /* the image, for code that lies in a file; the space, for other code */
 	u64 address; /* shifted left by one; bit 0: see EXACT */
 };
 
@@ -23,10 +23,9 @@ struct row_key {
 
 struct row {
 	s32 cfa;
-	s16 return_address;
-	s16 frame_pointer;
-	u8 kind;
-	u8 pad[3];
+	s32 return_address;
+	s32 frame_pointer;
+	u32 kind;
 };
 
 /* A finished walk. */
@@ -127,7 +126,7 @@ static __always_inline u32 leave_signal(struct walk *w)
 static __always_inline u32 leave_function(struct walk *w, struct row *row)
 {
 	u64 cfa, at, saved = 0;
-	s16 where = row->return_address;
+	s32 where = row->return_address;
 
 	cfa = (row->kind == ROW_SP ? w->stack_pointer : w->frame_pointer) + row->cfa;
 	if (row->kind == ROW_FP_DEREF) {
@@ -153,9 +152,13 @@ static __always_inline u32 leave_function(struct walk *w, struct row *row)
 
 static __always_inline u32 step(struct walk *w)
 {
-	struct row_key key = {.space = w->chain.space, .address = w->address};
+	struct row_key key = {.mapping = w->chain.image, .address = w->address};
 	struct row *row = rows.lookup(&key);
 
+	if (!row) {
+		key.mapping = w->chain.space;
+		row = rows.lookup(&key);
+	}
 	if (!row)
 		return WALK_MISSING;
 	if (row->kind == ROW_END)

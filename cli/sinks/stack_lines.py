@@ -13,6 +13,8 @@ _LIBRARIES = re.compile(
     r"\((?:libc|libpthread|libstdc\+\+|libgcc_s|ld|ld-linux[\w-]*|(?:ld-|libc\.)musl[\w-]*)"
     r"(?:-[\d.]+)?\.so[\d.]*\)"
 )
+_LANGUAGES = re.compile(r" \((?:python|node|java|dotnet|ruby|php|mono|erlang|jit)\)(?: |$)")
+"""The modules of frames that a language runtime told of (enrich/stacks/runtime.py)."""
 _PARTS = re.compile(
     r"(?P<function>.+?) \((?P<module>[^()]*)\)(?: (?P<place>[^\[]*\S))?(?P<mark> ?\[.*)?$"
 )
@@ -86,7 +88,12 @@ def _shown(word: str, frames: list[str], depth: Depth) -> Iterator[str]:
 
 
 def own_frames(frames: list[str]) -> list[str]:
-    """From the first frame of the program itself: libc's wrapper of the call says nothing."""
+    """From the first frame of the program itself: libc's wrapper of the call says nothing.
+
+    Of a program in Python, JavaScript or Java: its own functions, without the interpreter's.
+    """
+    if written := [frame for frame in frames if _LANGUAGES.search(frame)]:
+        return written
     for index, frame in enumerate(frames):
         if not _LIBRARIES.search(frame):
             return frames[index:] if not frame.startswith("[") else frames

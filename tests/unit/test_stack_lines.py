@@ -57,7 +57,8 @@ def test_no_stacks_no_lines():
 
 
 @pytest.mark.parametrize(
-    "frame", ["__read (libc.so.6)", "__libc_recv (libc-2.31.so)", "_dl_start (ld-linux-x86-64.so.2)"]
+    "frame",
+    ["__read (libc.so.6)", "__libc_recv (libc-2.31.so)", "_dl_start (ld-linux-x86-64.so.2)"],
 )
 def test_wrappers_of_system_calls_are_not_the_program(frame):
     assert own_frames([frame, "f (srv)"]) == ["f (srv)"]
@@ -66,6 +67,18 @@ def test_wrappers_of_system_calls_are_not_the_program(frame):
 @pytest.mark.parametrize("frame", ["f (libcurl.so.4)", "f (ldapd)", "f (libc_like)"])
 def test_other_libraries_are(frame):
     assert own_frames([frame, "g (srv)"]) == [frame, "g (srv)"]
+
+
+def test_the_functions_of_an_interpreted_program():
+    frames = [
+        "__read (libc.so.6)",
+        "_PyEval_EvalFrameDefault (python3.12)",
+        "handle (python) /a/s.py:3",
+    ]
+    assert own_frames([*frames, "main (python3.12)", "serve (python) /a/s.py:9"]) == [
+        "handle (python) /a/s.py:3",
+        "serve (python) /a/s.py:9",
+    ]
 
 
 def test_a_stack_of_nothing_but_libc_is_shown():

@@ -100,13 +100,13 @@ def test_out_of_a_signal_handler_into_what_it_interrupted():
 def test_beyond_the_copy_it_is_cut_but_the_rows_are_learnt():
     rows = {IP: CallRow(Row.SP, 8, -8), FIRST - 1: CallRow(Row.SP, 65536, -8)}
     walked = walk(words(w0=FIRST), rows)
-    assert (addresses(walked), walked.end) == ([IP, FIRST], Walk.UNREADABLE)
+    assert (addresses(walked), walked.end) == ([IP, FIRST], Walk.NOT_COPIED)
     assert FIRST << 1 in walked.rows
 
 
 def test_below_the_stack_pointer_nothing_is_read():
     rows = {IP: CallRow(Row.FP, 16, -8)}
-    assert walk(words(), rows, frame_pointer=BASE - 4096).end == Walk.UNREADABLE
+    assert walk(words(), rows, frame_pointer=BASE - 4096).end == Walk.NOT_COPIED
 
 
 def test_a_stack_never_grows_upwards():
@@ -139,11 +139,11 @@ def test_what_the_kernel_walked_already_stays_in_front():
 
 
 def test_the_struct_of_the_c_half():
-    assert CallRow(Row.SP, 65600, -8, -16).packed() == struct.pack("<ihhB3x", 65600, -8, -16, 1)
+    assert CallRow(Row.SP, 65600, -8, -16).packed() == struct.pack("<iiiI", 65600, -8, -16, 1)
 
 
 @pytest.mark.parametrize(
-    "row", [CallRow(Row.SP, 1 << 31, -8), CallRow(Row.SP, 8, -40000), CallRow(Row.SP, 8, 8)]
+    "row", [CallRow(Row.SP, 1 << 31, -8), CallRow(Row.SP, 8, -(1 << 31) - 1), CallRow(Row.SP, 8, 8)]
 )
 def test_rows_that_do_not_fit_say_so(row):
     assert not row.fits

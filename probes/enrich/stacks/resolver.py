@@ -47,8 +47,9 @@ class KernelSide:
 class _Found:
     """A space, or why there is none.
 
-    Not ``certain``: the process has mapped or unmapped code since (a JIT compiler does so all
-    the time). A walk that still comes out at the outermost frame was not misled by that.
+    Not ``certain``: a JIT compiler has mapped or unmapped code since. What is mapped from
+    files is the same, or the image would be another. A walk that still comes out at the
+    outermost frame was not misled.
     """
 
     space: Space | Stack
@@ -85,9 +86,9 @@ class Resolver:
         found = self._space(record["pid"], record["image"], record["space"])
         if isinstance(found.space, Stack):
             return Job(number, found.space)
-        if not found.certain:
-            return Job(number, stack.CHANGED)
         addresses = _addresses(record["addresses"], record["count"])
+        if not found.certain and not _all_fixed(addresses, found.space):
+            return Job(number, stack.CHANGED)
         return Job(number, found.space, Walked(addresses, Walk(record["end"])))
 
     def hold(self, pid: int) -> list[Region]:
@@ -110,11 +111,14 @@ class Resolver:
         )
         copied: bytes = record["stack"][: numbers["bytes"]]  # type: ignore[index]
         walked = finish(addresses, at, copied, found.space.row)
-        if found.certain:
-            self._teach(numbers["space"], walked.rows)
-        elif walked.end != Walk.COMPLETE:
-            return Job(number, stack.CHANGED)
-        return Job(number, found.space, walked)
+        for address, row in walked.rows.items():
+            if found.space.is_fixed(code_address(address)):
+                self._teach(numbers["image"], address, row)
+            elif found.certain:
+                self._teach(numbers["space"], address, row)
+        if found.certain or walked.end == Walk.COMPLETE or _all_fixed(addresses, found.space):
+            return Job(number, found.space, walked)
+        return Job(number, stack.CHANGED)
 
     def _space(self, pid: int, image: int, identity: int) -> _Found:
         known = self._spaces.get(identity)
@@ -150,10 +154,9 @@ class Resolver:
         image, space = struct.unpack("=QQ", raw)
         return image, space
 
-    def _teach(self, space: int, rows: dict[int, CallRow]) -> None:
-        """From now on the kernel half walks over these addresses by itself."""
-        for address, row in rows.items():
-            bpfcall.update(self._kernel.rows, struct.pack("=QQ", space, address), row.packed())
+    def _teach(self, mapping: int, address: int, row: CallRow) -> None:
+        """From now on the kernel half walks over this address by itself."""
+        bpfcall.update(self._kernel.rows, struct.pack("=QQ", mapping, address), row.packed())
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,10 @@ def _described(walked: Walked, space: Space) -> Stack:
         if guesses(space.row(at)):
             guessed = "frame pointer"
     return stack_of([*frames, *filter(None, [space.note])], walked.end)
+
+
+def _all_fixed(addresses: list[int], space: Space) -> bool:
+    return all(space.is_fixed(code_address(address)) for address in addresses)
 
 
 def _addresses(raw: bytes, count: int) -> list[int]:

@@ -14,8 +14,8 @@ from tcptrace.probes.engine.constants import Row as RowKind
 KEPT = 0
 """The register still has the caller's value (nothing is ever saved at the CFA itself)."""
 
-_STRUCT = struct.Struct("=ihhBxxx")
-_S32, _S16 = 1 << 31, 1 << 15
+_STRUCT = struct.Struct("=iiiI")
+_S32 = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class CallRow:
         """Whether the C struct can hold it."""
         return (
             -_S32 <= self.cfa < _S32
-            and -_S16 <= self.return_address <= 0
-            and -_S16 <= self.frame_pointer <= 0
+            and -_S32 <= self.return_address <= 0
+            and -_S32 <= self.frame_pointer <= 0
         )
 
 

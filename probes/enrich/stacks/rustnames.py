@@ -41,9 +41,7 @@ class _Parser:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._at = 0
-        self._steps = 0
-        self._bound = 0
+        self._at = self._steps = self._bound = 0
 
     def path(self, *, in_type: bool) -> str:
         self._step()

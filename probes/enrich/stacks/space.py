@@ -92,6 +92,11 @@ class Space:
             return self.regions[index]
         return None
 
+    def is_fixed(self, address: int) -> bool:
+        """Whether it lies in a file, which stays mapped there as long as the image is the same."""
+        region = self.region(address)
+        return region is not None and region.binary is not None
+
     def row(self, address: int) -> CallRow:
         """How to leave the function that is executed at this address."""
         region = self.region(address)
