@@ -18,6 +18,29 @@ static __always_inline bool is_eof(u64 sk)
 	return shutdown & RCV_SHUTDOWN; /* else: a read of no bytes */
 }
 
+#ifdef DEEDS
+static __always_inline void note_eof(struct tracked *entry, u64 sk, u64 stack)
+{
+	u32 times = times_to_tell(sk, DEED_EOF, true);
+
+	if (times)
+		tell_deed(entry, sk, DEED_EOF, times, 0, stack, NULL);
+}
+
+static __always_inline void note_failed_write(struct tracked *entry, u64 sk, s64 result, u64 stack)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	u32 pid = id >> 32, times = times_to_tell(sk, DEED_WRITE_ERROR, true);
+	struct broken_pipe *pipe = broken_pipes.lookup(&id);
+
+	wrote_in_vain.update(&pid, &pid);
+	if (times)
+		tell_deed(entry, sk, DEED_WRITE_ERROR, times, result, stack, pipe);
+	if (pipe)
+		broken_pipes.delete(&id);
+}
+#endif
+
 /* A call that had to wait, or a read that failed, has not read or written. */
 static __always_inline void note_io(struct tracked *entry, u64 sk, s64 result, u32 what)
 {
@@ -30,11 +53,19 @@ static __always_inline void note_io(struct tracked *entry, u64 sk, s64 result, u
 	stack = user_stack();
 	if (what == IO_WRITE) {
 		entry->write_stack = stack;
+#ifdef DEEDS
+		if (result < 0)
+			note_failed_write(entry, sk, result, stack);
+#endif
 		return;
 	}
 	entry->read_stack = stack;
-	if (result == 0 && is_eof(sk))
+	if (result == 0 && is_eof(sk)) {
 		entry->eof_stack = stack;
+#ifdef DEEDS
+		note_eof(entry, sk, stack);
+#endif
+	}
 }
 
 /* Who does this I/O? The table learns it, if it did not know. */
@@ -68,7 +99,7 @@ static __always_inline void io(u64 sk, s64 result, u32 what)
 		return;
 	sk = tcp_sk(sk);
 	entry = owner_does_io(sk);
-#ifdef STACK_USER
+#if defined(STACK_USER) || defined(DEEDS)
 	if (entry)
 		note_io(entry, sk, result, what);
 #endif

@@ -74,5 +74,5 @@ def _unknown(found: Found) -> str | None:
         return owner.NOT_ACCEPTED
     if not found.row.inode:
         remainder = found.row.state in _REMAINDERS
-        return "closed: the kernel keeps the remainder" if remainder else owner.ORPHAN
+        return owner.CLOSED if remainder else owner.ORPHAN
     return owner.NOBODY_FOUND

@@ -14,6 +14,7 @@ from tcptrace.probes.rungs import Standing
 MAX_CHILDREN = 16384
 _SNAPSHOT_RING_PAGES = 1024
 _SNAPSHOTS_PER_SECOND = 250
+_DEED_RING_PAGES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class Options:
     user_stacks: bool = False
     kernel_stacks: bool = False
     inline_stacks: bool = False
+    deeds: bool = False
+    """Also reads of end of file, failed writes, RSTs, SIGPIPE and ends of processes."""
 
 
 def plan_of(filters: Filters, options: Options, standing: Standing) -> Plan:
@@ -49,9 +52,14 @@ def plan_of(filters: Filters, options: Options, standing: Standing) -> Plan:
         hooks=standing.hooks,
         on_demand=(*states.ON_DEMAND, *(("tell_space",) if options.user_stacks else ())),
         copied=states.COPIED,
-        layouts=("state_record", "child", *(("snapshot", "chain") if options.user_stacks else ())),
+        layouts=_layouts(options),
         definitions=definitions | _stacks(options),
     )
+
+
+def _layouts(options: Options) -> tuple[str, ...]:
+    stacks = ("snapshot", "chain") if options.user_stacks else ()
+    return ("state_record", "child", *stacks, *(("deed",) if options.deeds else ()))
 
 
 def _stacks(options: Options) -> dict[str, int]:
@@ -62,4 +70,6 @@ def _stacks(options: Options) -> dict[str, int]:
         found["STACK_USER"] = 1
         found["SNAPSHOT_RING_PAGES"] = _SNAPSHOT_RING_PAGES
         found["SNAPSHOTS_PER_SECOND"] = _SNAPSHOTS_PER_SECOND
+    if options.deeds:
+        found |= {"DEEDS": 1, "DEED_RING_PAGES": _DEED_RING_PAGES}
     return found

@@ -32,7 +32,9 @@ class Check:
 def checks() -> list[Check]:
     """All of them, also after one has failed."""
     found = [_guarded(name, look) for name, look in _LOOKS.items()]
-    return found + [_rung(fact) for fact in rungs.needed(by_pid=True, follow=True, stacks=True)]
+    return found + [
+        _rung(fact) for fact in rungs.needed(by_pid=True, follow=True, stacks=True, deeds=True)
+    ]
 
 
 def _guarded(name: str, look: Callable[[], Check]) -> Check:

@@ -238,7 +238,52 @@ LOADED = Fact(
 )
 
 
-def needed(*, by_pid: bool, follow: bool, stacks: bool = False) -> list[Fact]:
+def _reset_definitions() -> dict[str, int]:
+    """The reason is told since 6.10 (commit 19822a980e19)."""
+    return {"HAVE_RESET_REASON": 1} if "reason" in tracefs.fields("tcp:tcp_send_reset") else {}
+
+
+RESETS = Fact(
+    "RST",
+    (
+        Rung(
+            "raw tracepoints tcp:tcp_send_reset, tcp_receive_reset",
+            tracepoint("tcp:tcp_send_reset"),
+            (
+                Hook("on_reset_sent", "raw", "tcp_send_reset"),
+                Hook("on_reset_received", "raw", "tcp_receive_reset"),
+            ),
+            _reset_definitions,
+        ),
+    ),
+    without="RSTs are known only by the transitions that they cause",
+)
+
+SIGPIPE = Fact(
+    "SIGPIPE",
+    (
+        Rung(
+            "raw tracepoint signal:signal_generate",
+            tracepoint("signal:signal_generate"),
+            (Hook("on_signal", "raw", "signal_generate"),),
+        ),
+    ),
+    without="whether a failed write brought a SIGPIPE is not known",
+)
+
+END = Fact(
+    "how a process ended",
+    (
+        Rung(
+            "raw tracepoint sched:sched_process_exit",
+            tracepoint("sched:sched_process_exit"),
+            (Hook("on_end", "raw", "sched_process_exit"),),
+        ),
+    ),
+)
+
+
+def needed(*, by_pid: bool, follow: bool, stacks: bool = False, deeds: bool = False) -> list[Fact]:
     """The facts of ``states``, with these filters, in the order of attaching.
 
     Transitions come last: whoever sees one also sees how its socket is numbered,
@@ -247,6 +292,8 @@ def needed(*, by_pid: bool, follow: bool, stacks: bool = False) -> list[Fact]:
     facts = [cookie(), DESTROYED, ACCEPTED, LAST_IO]
     if stacks:
         facts.append(LOADED)
+    if deeds:
+        facts += [RESETS, SIGPIPE, END]  # the end before the pid is forgotten
     if by_pid:
         facts.append(PROCESS_EXIT)
     if by_pid and follow:

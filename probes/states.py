@@ -12,7 +12,16 @@ from tcptrace.probes.engine.ring import Row
 from tcptrace.probes.enrich import owner, reason
 from tcptrace.probes.enrich.procfs import comm_text
 
-SOURCES = ("states.c", "births.c", "io.c", "stacks.c", "processes.c", "cookies.c")
+SOURCES = (
+    "states.c",
+    "births.c",
+    "io.c",
+    "stacks.c",
+    "resets.c",
+    "signals.c",
+    "processes.c",
+    "cookies.c",
+)
 COPIED = ("on_state_change",)
 ON_DEMAND = ("adopt", "adopt_children", "tell_child")
 
@@ -127,10 +136,11 @@ class Interpreter:
             "listener_pid": record["listener_pid"] or None,
             "listener_start_ns": record["listener_start_ns"],
             "listener_comm": None,
-        } | _owner(record)
+        } | owner_fields(record)
 
 
-def _owner(record: dict[str, Any]) -> Event:
+def owner_fields(record: dict[str, Any]) -> Event:
+    """Who owns the socket, or why that is not known."""
     facts = record["facts"]
     orphan = bool(facts & Fact.ORPHAN)
     known = record["pid"] and (

@@ -18,6 +18,7 @@ from typing import Any
 from tcptrace.probes import rungs
 from tcptrace.probes.accept_queue import AcceptQueue
 from tcptrace.probes.adoption import Adoption
+from tcptrace.probes.deeds import DeedInterpreter
 from tcptrace.probes.engine import bpfcall, tracefs
 from tcptrace.probes.engine.constants import Setting
 from tcptrace.probes.engine.forked import Forked
@@ -58,6 +59,7 @@ class Tracer:
                 by_pid=self.filters.by_pid,
                 follow=self.filters.follow,
                 stacks=self.options.user_stacks,
+                deeds=self.options.deeds,
             )
         )
         self._scout = Forked("the inventory", inventory.scout)
@@ -69,6 +71,7 @@ class Tracer:
             raise
         ring = self._programs.map("events")
         self._ring = Ring(ring.fd, ring.max_entries, self._programs.layout("state_record"))
+        self._deeds = self._open_deeds()
         self._interpreter = Interpreter(self._ring.names, ticks_per_second())
         self._adoption = Adoption(self._programs)
         self._owners = OwnerSearch(self._adoption.one)
@@ -81,6 +84,8 @@ class Tracer:
 
     def __exit__(self, *_: object) -> None:
         self._stacks.close()
+        if self._deeds:
+            self._deeds.close()
         self._ring.close()
         self._scout.close()
         self._programs.close()
@@ -129,7 +134,8 @@ class Tracer:
 
     def read(self) -> list[Event]:
         """The transitions since the last call, owners settled."""
-        told = [event for row in self._ring.drain() for event in self._events(row)]
+        told = self._drain_deeds()  # first: what led to a transition is older than it
+        told += [event for row in self._ring.drain() for event in self._events(row)]
         told += [self._settled(event) for event in self._accept_queue.overdue()]
         # several CPUs write, and some events were kept back
         return self._stacks.pass_on(sorted(told, key=_time))
@@ -187,6 +193,17 @@ class Tracer:
             return set(self.filters.pids)
         return procfs.descendants(self.filters.pids)
 
+    def _open_deeds(self) -> Ring | None:
+        if not self.options.deeds:
+            return None
+        ring, layout = self._programs.map("deeds"), self._programs.layout("deed")
+        self._deed_interpreter = DeedInterpreter(layout.names)
+        return Ring(ring.fd, ring.max_entries, layout)
+
+    def _drain_deeds(self) -> list[Event]:
+        rows = self._deeds.drain() if self._deeds else []
+        return [self._settled(self._deed_interpreter.interpret(row)) for row in rows]
+
     def _events(self, row: Row) -> Iterator[Event]:
         for event in self._interpreter.interpret(row):
             for passed in self._accept_queue.pass_on(event):
@@ -197,7 +214,7 @@ class Tracer:
             event = self._owners.settle(event)
         if event["pid"]:
             event["listener_pid"] = None
-        elif event["listener_pid"]:
+        elif event.get("listener_pid"):
             listener = procfs.process(event["listener_pid"])
             event["listener_comm"] = listener.comm if listener else None
         return event

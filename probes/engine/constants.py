@@ -81,6 +81,7 @@ class Count(enum.IntEnum):
     """Not a loss: events that the first copy of a program missed and a later one took."""
     STACKS_SUPPRESSED = 4
     """Not a lost event: a stack that is not known, as too many new ones came in one second."""
+    DEEDS_FULL = 5
 
 
 COPIES = 2
@@ -136,6 +137,25 @@ class Row(enum.IntEnum):
     """The walk cannot go on from here."""
 
 
+class Deed(enum.IntEnum):
+    """What a record of the ring ``deeds`` tells."""
+
+    EOF = 1
+    WRITE_ERROR = 2
+    RESET_SENT = 3
+    RESET_RECEIVED = 4
+    EXIT = 5
+
+
+class Pipe(enum.IntEnum):
+    """What a SIGPIPE would do; 0: none was sent (MSG_NOSIGNAL)."""
+
+    DEFAULT = 1
+    IGNORED = 2
+    HANDLED = 3
+    BLOCKED = 4
+
+
 class Walk(enum.IntEnum):
     """How a walk up a stack ended."""
 
@@ -180,6 +200,8 @@ def definitions() -> dict[str, int]:
         "ADOPT": Adopt,
         "SETTING": Setting,
         "ROW": Row,
+        "DEED": Deed,
+        "PIPE": Pipe,
         "WALK": Walk,
         "STACK": Stack,
     }

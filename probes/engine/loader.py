@@ -34,6 +34,7 @@ SHARED = (
     "listeners.h",
     "record.h",
     "children.h",
+    "deeds.h",
     "nesting.h",
 )
 

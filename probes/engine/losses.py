@@ -15,7 +15,7 @@ from tcptrace.probes.engine.programs import Programs
 _MISSES = re.compile(r"recursion_misses:\s*(\d+)")
 
 
-_PLACES = (Count.RING_FULL, Count.TABLE_FULL, Count.LISTENERS_FULL)
+_PLACES = (Count.RING_FULL, Count.TABLE_FULL, Count.LISTENERS_FULL, Count.DEEDS_FULL)
 _NO_EVENT = "stacks_suppressed"
 """An event without its stack is no lost event."""
 

@@ -84,6 +84,14 @@ OPTIONAL = (
     "file.f_count",  # until 6.12
 )
 
+DEEDS = (  # only for verdicts
+    "task_struct.sighand",
+    "task_struct.blocked",
+    "task_struct.exit_code",
+    "sighand_struct.action",
+    "signal_struct.group_exit_code",
+)
+
 MPTCP = (  # all or none: without CONFIG_MPTCP
     "tcp_sock.is_mptcp",
     "inet_connection_sock.icsk_ulp_data",
@@ -156,7 +164,7 @@ def constants(btf: Btf) -> dict[str, int]:
             one whose registers nobody wrote down.
     """
     found: dict[str, int] = {}
-    for path in REQUIRED + STACKS + OPTIONAL:
+    for path in REQUIRED + STACKS + DEEDS + OPTIONAL:
         field = btf.field(path)
         if field is None and path not in OPTIONAL:
             raise _unknown_field(path)
@@ -200,6 +208,7 @@ def _registers(btf: Btf) -> dict[str, int]:
         found[f"O_pt_regs__{name}"] = field.offset + within
     if not found:
         raise KernelRefusedError(f"tcptrace does not know the registers of {machine}")
+    found["K_SIGACTION_BYTES"] = btf.size("k_sigaction")
     found["PT_REGS_BYTES"] = btf.size("pt_regs")
     found["KERNEL_STACK_BYTES"] = _KERNEL_STACK_BYTES
     if _TASK_PT_REGS in btf.enum("bpf_func_id"):

@@ -174,6 +174,7 @@ LOSS = (
         "listeners_full",
         "nested",
         "stacks_suppressed",
+        "deeds_full",
     ),
     _always("lost_total", "integer", "events lost since the start, at this place"),
 )
@@ -190,10 +191,66 @@ END = (
     _always("ran_s", "number", "seconds from ready to end"),
 )
 
+_USER_IDS = tuple(field for field in STACK_IDS if field.name.startswith(("user_", "birth_")))
+_USER_FRAMES = tuple(field for field in STACK_FRAMES if field.name.startswith(("user_", "birth_")))
+_DEED = (
+    *OWNER,
+    *FLOW,
+    Field("state", "string", "the socket's state at that moment", values=tuple(_STATES)),
+)
+_COUNT = _always("count", "integer", "how often, by this thread on this socket, since last told")
+
+EOF = (
+    *_DEED,
+    _COUNT,
+    Field("recv_q", "integer", "bytes not yet read (a FIN counts 1)"),
+    *_USER_IDS,
+    *_USER_FRAMES,
+)
+
+WRITE_ERROR = (
+    *_DEED,
+    _always("error", "string", "what write() returned: EPIPE, ECONNRESET, ..."),
+    _COUNT,
+    Field(
+        "sigpipe",
+        "string",
+        "what the SIGPIPE does that came with it; null: none came (MSG_NOSIGNAL)",
+        values=("default", "ignored", "handled", "blocked"),
+    ),
+    Field("handler", "string", "address of the signal's handler, if it has one"),
+    *_USER_IDS,
+    *_USER_FRAMES,
+)
+
+RESET = (
+    *_DEED,
+    _always("direction", "string", "which way it went", "sent", "received"),
+    _always("reason", "string", "why, in tcptrace's words"),
+    Field("kernel_reason", "string", "the kernel's own word (since 6.10)"),
+    _always("by_call", "boolean", "a call of the owner's caused it: user_stack is the culprit"),
+    *_USER_IDS,
+    *_USER_FRAMES,
+)
+
+EXIT = (
+    _always("pid", "integer", "process that ended"),
+    _always("tid", "integer", "its last thread"),
+    _always("comm", "string", "its name"),
+    _always("start_time", "string", "when it had started"),
+    _always("uid", "integer", "its user id"),
+    Field("signal", "string", "the signal that killed it; null: it exited by itself"),
+    Field("code", "integer", "its exit code; null: a signal killed it"),
+)
+
 EVENTS: dict[str, tuple[Field, ...]] = {
     "start": COMMON + START,
     "existing": COMMON + EXISTING,
     "state": COMMON + STATE,
+    "eof": COMMON + EOF,
+    "write_error": COMMON + WRITE_ERROR,
+    "reset": COMMON + RESET,
+    "exit": COMMON + EXIT,
     "stack": COMMON + STACK,
     "loss": COMMON + LOSS,
     "end": COMMON + END,
@@ -203,6 +260,10 @@ SAYS = {
     "start": "Once, first: who writes this stream, and on what it stands.",
     "existing": "A socket that was there before tcptrace, or that a traced process was handed.",
     "state": "One state transition of one socket.",
+    "eof": "A read returned end of file; while that goes on, once a second.",
+    "write_error": "A write failed; while that goes on, once a second.",
+    "reset": "A RST was sent or received.",
+    "exit": "A traced process ended.",
     "stack": "A stack, before the first event that names it. Equal stacks have one id.",
     "loss": "Something was lost, and how much. Nothing is lost without one of these.",
     "end": "Once, last: the counts. A stream without it was cut off.",

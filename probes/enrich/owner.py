@@ -18,6 +18,7 @@ from tcptrace.probes.enrich.procfs import Holder
 
 NOT_ACCEPTED = "not accepted yet: it waits in the accept queue"
 ORPHAN = "orphan: closed by its process before tcptrace could see whose it was"
+CLOSED = "closed: the kernel keeps the remainder"
 KERNEL_SOCKET = "a socket of the kernel itself: no process has a descriptor of it"
 KERNEL_CLOSED = "the kernel, not a process, dropped the last reference"
 NOBODY_FOUND = "held by a process that was gone, or had passed it on, when /proc was searched"
