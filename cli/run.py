@@ -12,6 +12,7 @@ from types import FrameType
 
 from tcptrace.cli.sinks.base import Sink
 from tcptrace.cli.spawned import Spawned
+from tcptrace.probes.diagnose.engine import Diagnosis
 from tcptrace.probes.engine.errors import UsageError
 from tcptrace.probes.engine.ring import Waiter
 from tcptrace.probes.publish import Publisher
@@ -66,6 +67,7 @@ class Run:
     ready: Ready
     pids: Iterable[int] = ()
     spawned: Spawned | None = None
+    diagnosis: Diagnosis | None = None
     _why: str | None = field(default=None, init=False)
 
     def go(self) -> str:
@@ -107,7 +109,7 @@ class Run:
         self.ready.signal()  # before the first write, which may block on a full pipe
         self.sink.write([start])
         for at in range(0, len(first), _CHUNK):
-            self.sink.write(self.publisher.publish(first[at : at + _CHUNK]))
+            self._write_events(first[at : at + _CHUNK])
             self.tracer.stash()
         if self.spawned:
             self.spawned.go()
@@ -157,11 +159,19 @@ class Run:
 
     def _write_events(self, events: list[Event]) -> None:
         published = self.publisher.publish(events, self.limits.count)
+        if published and self.diagnosis:
+            published += self.publisher.publish(self.diagnosis.feed(published))
         if published:
             self.sink.write(published)
 
+    def _write_findings(self, findings: list[Event]) -> None:
+        if findings:
+            self.sink.write(self.publisher.publish(findings))
+
     def _tick(self) -> None:
         self.tracer.tell_waiting_children()
+        if self.diagnosis:
+            self._write_findings(self.diagnosis.tick(time.time()))
         self._write_losses()
 
     def _drain(self) -> None:
@@ -169,6 +179,8 @@ class Run:
         self.tracer.tell_waiting_children(at_once=True)
         self.tracer.detach()
         self._write_events(self.tracer.rest())
+        if self.diagnosis:
+            self._write_findings(self.diagnosis.finish())
         self._write_losses()
 
     def _write_losses(self) -> None:

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
-_INDENT = " " * 16
-_LIBRARIES = re.compile(
-    r"\((?:libc|libpthread|libstdc\+\+|libgcc_s|ld|ld-linux[\w-]*|(?:ld-|libc\.)musl[\w-]*)"
-    r"(?:-[\d.]+)?\.so[\d.]*\)"
-)
-_LANGUAGES = re.compile(r" \((?:python|node|java|dotnet|ruby|php|mono|erlang|jit)\)(?: |$)")
-"""The modules of frames that a language runtime told of (enrich/stacks/runtime.py)."""
-_PARTS = re.compile(
-    r"(?P<function>.+?) \((?P<module>[^()]*)\)(?: (?P<place>[^\[]*\S))?(?P<mark> ?\[.*)?$"
-)
+from tcptrace.probes.diagnose.words import brief, own_frames
 
+_INDENT = " " * 16
 _OWN_DOING = {
     "connect",
     "listen",
@@ -85,25 +75,3 @@ def _shown(word: str, frames: list[str], depth: Depth) -> Iterator[str]:
     shown, rest = own[: depth.frames], len(own) - depth.frames
     more = f" < ... {rest} more" if rest > 0 else ""
     yield f"{_INDENT}{word} {' < '.join(map(brief, shown))}{more}"
-
-
-def own_frames(frames: list[str]) -> list[str]:
-    """From the first frame of the program itself: libc's wrapper of the call says nothing.
-
-    Of a program in Python, JavaScript or Java: its own functions, without the interpreter's.
-    """
-    if written := [frame for frame in frames if _LANGUAGES.search(frame)]:
-        return written
-    for index, frame in enumerate(frames):
-        if not _LIBRARIES.search(frame):
-            return frames[index:] if not frame.startswith("[") else frames
-    return frames
-
-
-def brief(frame: str) -> str:
-    """``function file:line``, without folders; the module where no file is known."""
-    parts = _PARTS.match(frame)
-    if not parts:
-        return frame
-    where = PurePosixPath(parts["place"]).name if parts["place"] else f"({parts['module']})"
-    return f"{parts['function']} {where}{parts['mark'] or ''}"

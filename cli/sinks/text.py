@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tcptrace.cli.sinks.base import LineWriter
+from tcptrace.cli.sinks.finding_lines import finding_lines, reset_line
 from tcptrace.cli.sinks.stack_lines import Depth, stack_lines
 
 _HEADER = (
@@ -15,16 +16,25 @@ _HEADER = (
     f"{'LOCAL':<21} {'PEER':<21} {'FOR':>9}  WHY"
 )
 _RED, _YELLOW, _GREEN, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[32m", "\x1b[2m", "\x1b[0m"
+_SILENT = {"start", "stack", "eof", "write_error", "exit"}
 _COLOURS = {"CLOSE_WAIT": _YELLOW, "ESTABLISHED": _GREEN, "CLOSE": _DIM, "TIME_WAIT": _DIM}
 
 
 class TextSink:
     """On a terminal lines are cut at its width, but not with ``--full-stack``."""
 
-    def __init__(self, writer: LineWriter, *, terminal: bool, depth: Depth | None = None) -> None:
+    def __init__(
+        self,
+        writer: LineWriter,
+        *,
+        terminal: bool,
+        depth: Depth | None = None,
+        shows: frozenset[str] | None = None,
+    ) -> None:
         self._writer = writer
         self._terminal = terminal
         self._depth = depth or Depth()
+        self._shows = shows
         self._headed = False
 
     def write(self, events: Sequence[dict[str, Any]]) -> None:
@@ -38,8 +48,12 @@ class TextSink:
 
     def _lines(self, event: dict[str, Any]) -> list[tuple[str, str]]:
         kind = event["event"]
-        if kind == "start":
+        if kind in _SILENT or (self._shows and kind not in self._shows):
             return []
+        if kind == "finding":
+            return finding_lines(event)
+        if kind == "reset":
+            return [(reset_line(event), "")]
         if kind == "loss":
             return [(loss_line(event), _RED)]
         if kind == "end":

@@ -15,7 +15,7 @@ VERSION = "1.1"
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """``kind``: string, integer, boolean, or strings (an array of them)."""
+    """``kind``: string, integer, number, boolean, or strings and integers (arrays)."""
 
     name: str
     kind: str
@@ -243,6 +243,32 @@ EXIT = (
     Field("code", "integer", "its exit code; null: a signal killed it"),
 )
 
+FINDING = (
+    _always("code", "string", "the rule's stable code: `tcptrace explain CODE`"),
+    _always("rule", "string", "its name"),
+    _always("severity", "string", "how bad", "info", "warning", "error"),
+    _always("says", "string", "what was found, with figures and the line of code"),
+    _always("advice", "string", "what to do"),
+    Field("pid", "integer", "process to blame; null: none"),
+    Field("tid", "integer", "its thread"),
+    Field("comm", "string", "its name"),
+    Field("fd", "integer", "descriptor of the first socket"),
+    Field("cookie", "string", "the first socket"),
+    Field("saddr", "string", "its local address"),
+    Field("sport", "integer", "its local port"),
+    Field("daddr", "string", "its peer's address"),
+    Field("dport", "integer", "its peer's port"),
+    Field("netns", "integer", "its network namespace"),
+    _always("cookies", "strings", "the sockets, 32 at most"),
+    _always("count", "integer", "how many sockets"),
+    _always("evidence", "integers", "seq of the events it rests on, 32 at most"),
+    Field("stack_id", "string", "the guilty stack"),
+    Field("birth_stack_id", "string", "the stack that made the socket"),
+    Field("since", "string", "when it began"),
+    _always("unknown", "strings", "what is not known, and why"),
+    Field("incident", "string", "the same for all findings of one story"),
+)
+
 EVENTS: dict[str, tuple[Field, ...]] = {
     "start": COMMON + START,
     "existing": COMMON + EXISTING,
@@ -251,6 +277,7 @@ EVENTS: dict[str, tuple[Field, ...]] = {
     "write_error": COMMON + WRITE_ERROR,
     "reset": COMMON + RESET,
     "exit": COMMON + EXIT,
+    "finding": COMMON + FINDING,
     "stack": COMMON + STACK,
     "loss": COMMON + LOSS,
     "end": COMMON + END,
@@ -264,6 +291,7 @@ SAYS = {
     "write_error": "A write failed; while that goes on, once a second.",
     "reset": "A RST was sent or received.",
     "exit": "A traced process ended.",
+    "finding": "What a rule found (`tcptrace diagnose`).",
     "stack": "A stack, before the first event that names it. Equal stacks have one id.",
     "loss": "Something was lost, and how much. Nothing is lost without one of these.",
     "end": "Once, last: the counts. A stream without it was cut off.",
@@ -274,6 +302,7 @@ _TYPES: dict[str, Any] = {
     "integer": {"type": "integer"},
     "number": {"type": "number"},
     "boolean": {"type": "boolean"},
+    "integers": {"type": "array", "items": {"type": "integer"}},
     "strings": {"type": "array", "items": {"type": "string"}},
 }
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tcptrace.cli.sinks.stack_lines import Depth, brief, own_frames, stack_lines
+from tcptrace.cli.sinks.stack_lines import Depth, stack_lines
+from tcptrace.probes.diagnose.words import brief, own_frames
 
 FRAMES = [
     "__read (libc.so.6) ./io/../sysdeps/unix/sysv/linux/read.c:26",
