@@ -80,7 +80,7 @@ class Stacks:
         """Whether ``pass_on`` would hand on more at once."""
         if not self._waiting:
             return False
-        return self._fields_of(self._waiting[0][1].get("stack_ids", _NONE)) is not None
+        return self._fields_of(_numbers(self._waiting[0][1])) is not None
 
     def close(self) -> None:
         if self._helper:
@@ -90,17 +90,21 @@ class Stacks:
     def hold(self, pids: Iterable[int], *, warm: bool) -> None:
         """Have the mappings of these processes read before their first stack comes.
 
-        ``warm``: and the tables of their programs, which takes longer.
+        ``warm``: wait for it, and have the tables of their programs read afterwards.
         """
-        if self._helper and (chosen := frozenset(pids)):
-            self._helper.send(Hold(chosen, warm))
+        chosen = frozenset(pids)
+        if not (chosen and self._helper and self._kernel and self._kernel.snapshot):
+            return
+        self._helper.send(Hold(chosen, warm))
+        while warm and (answers := self._helper.receive()):
+            self._learn(answers)
 
     def pass_on(self, events: Iterable[Event]) -> list[Event]:
         """The events whose stacks are known, in order, and ``stack`` events before them."""
         until = time.monotonic() + PATIENCE_S
         out: list[Event] = []
         for event in events:
-            fields = self._fields_of(event.get("stack_ids", _NONE))
+            fields = self._fields_of(_numbers(event))
             if fields is None or self._waiting:
                 self._waiting.append((until, event))
             else:
@@ -122,7 +126,7 @@ class Stacks:
         while self._waiting and len(out) < _BATCH:
             until, event = self._waiting[0]
             patient = now < until and len(self._waiting) < _MAX_WAITING
-            fields = self._fields_of(event.get("stack_ids", _NONE), patient=patient)
+            fields = self._fields_of(_numbers(event), patient=patient)
             if fields is None:
                 return
             self._waiting.popleft()
@@ -240,6 +244,14 @@ def kernel_side(programs: Programs, plan: Plan) -> KernelSide | None:
         snapshot=programs.layout("snapshot"),
         chain=programs.layout("chain"),
     )
+
+
+def _numbers(event: Event) -> Numbers:
+    """An ``existing`` event has them for others (accept_queue), but does not show them."""
+    if event["event"] == "existing":
+        return _NONE
+    numbers: Numbers = event.get("stack_ids", _NONE)
+    return numbers
 
 
 def _stack_event(found: Stack, event: Event) -> Event:

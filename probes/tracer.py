@@ -77,6 +77,7 @@ class Tracer:
         self._owners = OwnerSearch(self._adoption.one)
         self._losses = Losses(self._programs)
         self._accept_queue = AcceptQueue()
+        self._spawned: set[int] = set()
         self._stacks = Stacks(
             kernel_side(self._programs, plan), self.notes, inline=self.options.inline_stacks
         )
@@ -114,7 +115,7 @@ class Tracer:
         self._scout.send(pids or None)
         taken = self._scout.receive()
         self.notes += taken.unreadable
-        self._stacks.hold(pids or _holders(taken), warm=bool(pids))
+        self._stacks.hold((pids or _holders(taken)) - self._spawned, warm=bool(pids))
         self._adoption.all(taken, pids if self.filters.by_pid else None)
         self._set(Setting.WINDOW, 0)
         return self._stacks.pass_on(self._hand_over(taken, pids))
@@ -131,6 +132,7 @@ class Tracer:
     def trace_also(self, pid: int) -> None:
         """A process that was started for this run (``-- CMD``). Before ``start``."""
         self.filters = replace(self.filters, pids=self.filters.pids | {pid})
+        self._spawned.add(pid)  # not exec'ed yet: its mappings are still ours
 
     def read(self) -> list[Event]:
         """The transitions since the last call, owners settled."""

@@ -93,6 +93,8 @@ class _Helper:
             for pid in message.pids:
                 regions = self._resolver.hold(pid)
                 self._cold += [one for one in regions if message.warm or _is_libc(one)]
+            if message.warm:
+                self._channel.send([])  # the tracer waits for that
             return
         kernel = [number for number in message if number < 0]
         self._channel.send([(number, self._kernel_stacks.stack(-1 - number)) for number in kernel])

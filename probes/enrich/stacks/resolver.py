@@ -17,7 +17,7 @@ from tcptrace.probes.engine.constants import Walk
 from tcptrace.probes.engine.layout import Layout
 from tcptrace.probes.enrich.stacks import stack
 from tcptrace.probes.enrich.stacks.row import CallRow
-from tcptrace.probes.enrich.stacks.space import Binaries, Region, Space, guesses
+from tcptrace.probes.enrich.stacks.space import Files, Region, Space, guesses
 from tcptrace.probes.enrich.stacks.stack import Stack, stack_of
 from tcptrace.probes.enrich.stacks.walk import Position, Walked, code_address, finish
 
@@ -61,7 +61,7 @@ class Resolver:
 
     def __init__(self, kernel: KernelSide) -> None:
         self._kernel = kernel
-        self._binaries = Binaries()
+        self._files = Files()
         self._spaces: OrderedDict[int, Space] = OrderedDict()
 
     def snapshot(self, row: tuple[object, ...]) -> Job:
@@ -95,8 +95,9 @@ class Resolver:
         """Read a process's mappings now: it may be gone when its first stack comes."""
         with contextlib.suppress(OSError):
             before = self._identity(pid)
-            fresh = Space(pid, self._binaries)
+            fresh = Space(pid, self._files)
             if self._identity(pid) == before:
+                fresh.look_closer()
                 return self._keep(before[1], fresh).regions
         return []
 
@@ -116,7 +117,11 @@ class Resolver:
                 self._teach(numbers["image"], address, row)
             elif found.certain:
                 self._teach(numbers["space"], address, row)
-        if found.certain or walked.end == Walk.COMPLETE or _all_fixed(addresses, found.space):
+        if (
+            found.certain
+            or walked.end == Walk.COMPLETE
+            or _all_fixed(walked.addresses, found.space)
+        ):
             return Job(number, found.space, walked)
         return Job(number, stack.CHANGED)
 
@@ -126,12 +131,13 @@ class Resolver:
             self._spaces.move_to_end(identity)
             return _Found(known)
         try:
-            fresh = Space(pid, self._binaries)
+            fresh = Space(pid, self._files)
             now_image, now = self._identity(pid)
         except OSError:
             return _Found(stack.GONE)
         if now_image != image:
             return _Found(stack.REPLACED)
+        fresh.look_closer()
         if now != identity:
             return _Found(fresh, certain=False)
         return _Found(self._keep(identity, fresh))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -17,12 +18,27 @@ from tcptrace.probes.engine.constants import Row as RowKind
 from tcptrace.probes.enrich.stacks import runtime
 from tcptrace.probes.enrich.stacks.binary import Binary
 from tcptrace.probes.enrich.stacks.frame import Frame
-from tcptrace.probes.enrich.stacks.perfmap import perf_map
+from tcptrace.probes.enrich.stacks.perfmap import PerfMap, perf_map
 from tcptrace.probes.enrich.stacks.row import FRAME_POINTER, LOST, CallRow
 from tcptrace.probes.enrich.stacks.trampoline import trampoline_row
 
-_MAX_BINARIES = 1024
+_MAX_FILES = 1024
 _MAX_NAMED = 32768
+
+
+class File:
+    """A mapped file, held open. Its headers and tables are read at first use.
+
+    Only so are the mappings of a process read quickly enough that lives for a moment.
+    """
+
+    def __init__(self, fd: int, path: str, roots: list[Path]) -> None:
+        self._open = fd, path, roots
+
+    @functools.cached_property
+    def binary(self) -> Binary:
+        fd, path, roots = self._open
+        return Binary(fd, PurePath(path).name, roots, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,28 +49,28 @@ class Region:
     end: int
     offset: int
     name: str
-    binary: Binary | None
+    file: File | None
 
     def warm(self) -> None:
         """Have the tables of its file read: the first look up takes longest."""
         address = self.address_in_file((self.start + self.end) // 2)
-        if self.binary and address is not None:
-            self.binary.frames(address)
+        if self.file and address is not None:
+            self.file.binary.frames(address)
 
     def address_in_file(self, address: int) -> int | None:
         """As it was linked; None where there is no file, or it does not say."""
-        if self.binary is None:
+        if self.file is None:
             return None
-        return self.binary.address_of(address - self.start + self.offset)
+        return self.file.binary.address_of(address - self.start + self.offset)
 
 
-class Binaries:
-    """Open binaries, shared by all that map them; the same file is recognised by its inode."""
+class Files:
+    """Mapped files, shared by all that map them; the same file is recognised by its inode."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[tuple[int, ...], Binary] = OrderedDict()
+        self._open: OrderedDict[tuple[int, ...], File] = OrderedDict()
 
-    def of(self, fd: int, path: str, roots: list[Path]) -> Binary:
+    def of(self, fd: int, path: str, roots: list[Path]) -> File:
         """Takes over ``fd``."""
         status = os.fstat(fd)
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
@@ -63,8 +79,8 @@ class Binaries:
             os.close(fd)
             self._open.move_to_end(key)
             return known
-        fresh = self._open[key] = Binary(fd, PurePath(path).name, roots, path)
-        while len(self._open) > _MAX_BINARIES:
+        fresh = self._open[key] = File(fd, path, roots)
+        while len(self._open) > _MAX_FILES:
             self._open.popitem(last=False)
         return fresh
 
@@ -76,15 +92,20 @@ class Space:
         OSError: the process is gone.
     """
 
-    def __init__(self, pid: int, binaries: Binaries) -> None:
+    def __init__(self, pid: int, files: Files) -> None:
         self.pid = pid
-        self.regions = sorted(_regions(pid, binaries), key=lambda region: region.start)
+        self.regions = sorted(_regions(pid, files), key=lambda region: region.start)
         if not self.regions:
             raise ProcessLookupError(pid)
         self._starts = [region.start for region in self.regions]
-        self._perf_map = perf_map(pid)
-        self._runtime = runtime.detect(pid)
         self._named: dict[int, list[Frame]] = {}
+        self._perf_map: PerfMap | None = None
+        self._runtime: runtime.Runtime | None = None
+
+    def look_closer(self) -> None:
+        """What may be read once it is certain that these are the mappings: it takes longer."""
+        self._perf_map = perf_map(self.pid)
+        self._runtime = runtime.detect(self.pid)
 
     def region(self, address: int) -> Region | None:
         index = bisect.bisect_right(self._starts, address) - 1
@@ -95,7 +116,7 @@ class Space:
     def is_fixed(self, address: int) -> bool:
         """Whether it lies in a file, which stays mapped there as long as the image is the same."""
         region = self.region(address)
-        return region is not None and region.binary is not None
+        return region is not None and region.file is not None
 
     def row(self, address: int) -> CallRow:
         """How to leave the function that is executed at this address."""
@@ -103,9 +124,9 @@ class Space:
         if region is None:
             return LOST
         at = region.address_in_file(address)
-        if region.binary is None or at is None:
+        if region.file is None or at is None:
             return self._compiled_row(address)
-        row = region.binary.row(at) or FRAME_POINTER
+        row = region.file.binary.row(at) or FRAME_POINTER
         return row if row.fits else LOST
 
     @property
@@ -118,7 +139,7 @@ class Space:
 
     def _compiled_row(self, address: int) -> CallRow:
         """Of code that a runtime made: it has no table."""
-        entry = self._perf_map.find(address)
+        entry = self._perf_map.find(address) if self._perf_map else None
         known = entry and trampoline_row(self.pid, entry.start, entry.name, address)
         return known or FRAME_POINTER
 
@@ -128,18 +149,19 @@ class Space:
         if region is None:
             return []
         at = region.address_in_file(address)
-        if region.binary is None or at is None:
-            return [self._perf_map.frame(address) or Frame(None, region.name, address)]
+        if region.file is None or at is None:
+            compiled = self._perf_map.frame(address) if self._perf_map else None
+            return [compiled or Frame(None, region.name, address)]
         known = self._named.get(address)
         if known is None:
-            known = region.binary.frames(at)
+            known = region.file.binary.frames(at)
             if len(self._named) >= _MAX_NAMED:
                 self._named.clear()
             self._named[address] = known
         return known
 
 
-def _regions(pid: int, binaries: Binaries) -> Iterator[Region]:
+def _regions(pid: int, files: Files) -> Iterator[Region]:
     roots = [Path(f"/proc/{pid}/root"), Path("/")]
     for line in Path(f"/proc/{pid}/maps").read_text(errors="backslashreplace").splitlines():
         span, permissions, offset, _device, inode, *rest = line.split(maxsplit=5)
@@ -147,13 +169,13 @@ def _regions(pid: int, binaries: Binaries) -> Iterator[Region]:
             continue
         start, end = (int(part, 16) for part in span.split("-"))
         path = rest[0].removesuffix(" (deleted)") if rest else "[anonymous]"
-        binary = None
+        file = None
         if int(inode):
             with contextlib.suppress(OSError):
                 # maps pads the addresses of programs below 4 GiB with zeros, map_files does not
                 link = f"/proc/{pid}/map_files/{start:x}-{end:x}"
-                binary = binaries.of(os.open(link, os.O_RDONLY | os.O_CLOEXEC), path, roots)
-        yield Region(start, end, int(offset, 16), PurePath(path).name, binary)
+                file = files.of(os.open(link, os.O_RDONLY | os.O_CLOEXEC), path, roots)
+        yield Region(start, end, int(offset, 16), PurePath(path).name, file)
 
 
 def guesses(row: CallRow) -> bool:
