@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from tcptrace.cli import tracing
 from tcptrace.cli.options import Seconds
+from tcptrace.cli.recording import diagnose_recording
 from tcptrace.probes.diagnose.engine import Diagnosis
 from tcptrace.probes.diagnose.rules import codes_of
+from tcptrace.probes.engine.errors import UsageError
 
 _SHOWN = frozenset({"start", "finding", "loss", "end"})
 _OLDER_THAN = click.option(
@@ -24,14 +27,44 @@ _OLDER_THAN = click.option(
 @click.command("diagnose", context_settings=tracing.SETTINGS)
 @tracing.run_options
 @_OLDER_THAN
-def diagnose(command_line: tuple[str, ...], older_than: float, **values: Any) -> None:
+@click.option(
+    "--from",
+    "recording",
+    type=click.Path(path_type=Path),
+    help="Not live: from a file that `tcptrace record` wrote.",
+)
+def diagnose(
+    command_line: tuple[str, ...], older_than: float, recording: Path | None, **values: Any
+) -> None:
     """Say what is wrong, and which line of code did it: all rules.
 
     \b
     sudo tcptrace diagnose -p 2791
     sudo tcptrace diagnose -- ./server            until it ends
+    tcptrace diagnose --from recording.ndjson     on any machine, without root
     """
-    _run("diagnose", command_line, values, older_than)
+    if recording is None:
+        _run("diagnose", command_line, values, older_than)
+        return
+    sink = tracing.open_sink(values, _SHOWN)
+    try:
+        diagnose_recording(recording, Diagnosis(codes_of("diagnose"), older_than), sink)
+    finally:
+        sink.close()
+
+
+@click.command("record", context_settings=tracing.SETTINGS)
+@tracing.run_options
+def record(command_line: tuple[str, ...], **values: Any) -> None:
+    """Write everything that the rules look at to a file, to be diagnosed later.
+
+    \b
+    sudo tcptrace record -p 2791 -o recording.ndjson --duration 60
+    tcptrace diagnose --from recording.ndjson
+    """
+    if not values["output"]:
+        raise UsageError("where to?", help="sudo tcptrace record -o recording.ndjson ...")
+    tracing.trace(command_line, values | {"format_": "ndjson"}, deeds=True)
 
 
 @click.command("close-wait", context_settings=tracing.SETTINGS)

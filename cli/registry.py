@@ -10,6 +10,7 @@ COMMANDS = {
     "sigpipe": "tcptrace.cli.diagnose:sigpipe",
     "write-loops": "tcptrace.cli.diagnose:write_loops",
     "resets": "tcptrace.cli.diagnose:resets",
+    "record": "tcptrace.cli.diagnose:record",
     "explain": "tcptrace.cli.explain:command",
     "doctor": "tcptrace.cli.doctor:command",
 }

@@ -43,20 +43,22 @@ def trace(
     command_line: tuple[str, ...],
     values: dict[str, Any],
     *,
+    deeds: bool = False,
     diagnosis: Diagnosis | None = None,
     shows: frozenset[str] | None = None,
 ) -> None:
     """One run from the command line's values to its end.
 
-    ``diagnosis``: also trace what its rules look at, and add its findings. ``shows``: the
-    kinds of events that text shows (None: all).
+    ``deeds``: also trace what the rules look at; ``diagnosis``: and add its findings.
+    ``shows``: the kinds of events that text shows (None: all).
     """
     filters = options.chosen(values, command=bool(command_line))
     _check_output(values)
     require_privileges()
     spawned = Spawned(command_line, to_stderr=not values["output"]) if command_line else None
     try:
-        lost = _trace(filters, spawned, values, diagnosis, shows)
+        how = _how(values, deeds=deeds or diagnosis is not None)
+        lost = _trace(filters, spawned, values, how, diagnosis, shows)
     finally:
         if spawned:
             spawned.stop()
@@ -67,11 +69,12 @@ def _trace(
     filters: Filters,
     spawned: Spawned | None,
     values: dict[str, Any],
+    how: Options,
     diagnosis: Diagnosis | None,
     shows: frozenset[str] | None,
 ) -> int:
-    with Tracer(filters, _how(values, deeds=diagnosis is not None)) as tracer:
-        sink = _open_sink(values, shows)
+    with Tracer(filters, how) as tracer:
+        sink = open_sink(values, shows)
         run = Run(
             tracer=tracer,
             publisher=Publisher(filters),
@@ -130,7 +133,8 @@ def _check_output(values: dict[str, Any]) -> None:
             raise UsageError(f"--ready-fd {values['ready_fd']}: {error.strerror}") from error
 
 
-def _open_sink(values: dict[str, Any], shows: frozenset[str] | None) -> Sink:
+def open_sink(values: dict[str, Any], shows: frozenset[str] | None) -> Sink:
+    """Where the events go, by ``--format`` and ``-o``."""
     output = values["output"]
     if output is None:
         fd, owned = sys.stdout.fileno(), False
