@@ -41,7 +41,7 @@ struct deed {
 
 /* The same deed again and again, by one thread on one socket: told once a second. */
 struct repeated_key {
-	u64 sk;
+	u64 cookie; /* not the address, which may be another socket's a moment later */
 	u32 tid;
 	u32 kind;
 };
@@ -69,16 +69,16 @@ BPF_ARRAY(layout_deed, struct deed, 1); /* never written: tells the layout */
 BPF_TABLE("lru_hash", struct repeated_key, struct repeated, repeats, 8192);
 
 /* How often it happened since it was last told; 0: not to be told now. */
-static __always_inline u32 times_to_tell(u64 sk, u32 kind, bool first_is_told)
+static __always_inline u32 times_to_tell(u64 cookie, u32 kind)
 {
-	struct repeated_key key = {.sk = sk, .tid = (u32)bpf_get_current_pid_tgid(), .kind = kind};
+	struct repeated_key key = {
+	    .cookie = cookie, .tid = (u32)bpf_get_current_pid_tgid(), .kind = kind};
 	struct repeated *known = repeats.lookup(&key), fresh = {.told_ns = bpf_ktime_get_ns()};
 	u32 count;
 
 	if (!known) {
-		fresh.count = !first_is_told;
 		repeats.update(&key, &fresh);
-		return first_is_told;
+		return 1;
 	}
 	count = ++known->count;
 	if (fresh.told_ns - known->told_ns < TOLD_EVERY_NS)

@@ -21,7 +21,7 @@ static __always_inline bool is_eof(u64 sk)
 #ifdef DEEDS
 static __always_inline void note_eof(struct tracked *entry, u64 sk, u64 stack)
 {
-	u32 times = times_to_tell(sk, DEED_EOF, true);
+	u32 times = times_to_tell(entry->cookie, DEED_EOF);
 
 	if (times)
 		tell_deed(entry, sk, DEED_EOF, times, 0, stack, NULL);
@@ -30,7 +30,7 @@ static __always_inline void note_eof(struct tracked *entry, u64 sk, u64 stack)
 static __always_inline void note_failed_write(struct tracked *entry, u64 sk, s64 result, u64 stack)
 {
 	u64 id = bpf_get_current_pid_tgid();
-	u32 pid = id >> 32, times = times_to_tell(sk, DEED_WRITE_ERROR, true);
+	u32 pid = id >> 32, times = times_to_tell(entry->cookie, DEED_WRITE_ERROR);
 	struct broken_pipe *pipe = broken_pipes.lookup(&id);
 
 	wrote_in_vain.update(&pid, &pid);
