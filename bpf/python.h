@@ -6,7 +6,7 @@
  */
 
 #define PYTHON_FRAMES 32
-#define PYTHON_STEPS 64    /* frames, and the marks that calls from C leave between them */
+#define PYTHON_STEPS 48    /* frames, and the marks that calls from C leave between them */
 #define PYTHON_THREADS 256 /* looked through for the thread's state, once per thread */
 #define PYTHON_STATES 4
 #define PYTHON_FRAME_BYTES 128
@@ -15,6 +15,9 @@
 #define PYTHON_OBJECT_HASH 24 /* PyBytesObject.ob_shash of 3.11 */
 #define PYTHON_NAMESPACES 32  /* MAX_PID_NS_LEVEL, include/linux/pid_namespace.h */
 #define PYTHON_NO_FIELD 0xffffffff
+#define PYTHON_NATIVE 64 /* native frames: FRAMES of bpf/stack.h */
+#define PYTHON_NO_JOINT 255
+#define PYTHON_NO_VARIABLES (1ULL << 62)
 
 /* How a walk ended: class End in probes/enrich/stacks/cpython.py. */
 #define PYTHON_COMPLETE 0
@@ -92,6 +95,7 @@ struct python_stack {
 	u32 count;
 	u32 end;
 	struct python_frame frames[PYTHON_FRAMES];
+	u8 joints[PYTHON_NATIVE]; /* of each call from C: which native frame executes it */
 };
 
 /* The state of a thread; 0: it had none when that many states had been created. */
@@ -105,6 +109,10 @@ struct python_walk {
 	u64 interpreter;
 	u64 thread;
 	u64 frame;
+	u64 cframe;                 /* 3.11: a variable of the C function that executes the frame */
+	u64 entries[PYTHON_NATIVE]; /* of each call from C: where its C function has its variables
+				     */
+	u32 calls;
 	u64 created; /* pythreads.next_unique_id, which stands before the first thread */
 	u64 states[PYTHON_STATES]; /* those that may be the thread's */
 	u32 found;
@@ -388,22 +396,28 @@ static __always_inline struct python_frame *python_slot(struct python_walk *w, u
 	return &w->stack.frames[index & (PYTHON_FRAMES - 1)];
 }
 
-/* What was called from C ends here. */
+static __always_inline void python_entry(struct python_walk *w, u64 variables)
+{
+	w->entries[w->calls & (PYTHON_NATIVE - 1)] = variables;
+	w->calls++;
+	w->stack.id = mixed(w->stack.id, PYTHON_ENTRY);
+}
+
+/* Since 3.12 such a call has a frame of its own, which lies on the C stack. */
 static __always_inline bool python_mark(struct python_walk *w)
 {
 	u32 count = w->stack.count;
 	struct python_frame *last = python_slot(w, count - 1), *empty = python_slot(w, count);
 
-	if (count && !(last->instruction & PYTHON_ENTRY)) {
-		last->instruction |= PYTHON_ENTRY;
-		return true;
+	if (!count || last->instruction & PYTHON_ENTRY) {
+		if (count >= PYTHON_FRAMES)
+			return false;
+		empty->code = empty->instruction = empty->identity = 0;
+		w->stack.count++;
+		last = empty;
 	}
-	if (count >= PYTHON_FRAMES)
-		return false;
-	empty->code = empty->identity = 0;
-	empty->instruction = PYTHON_ENTRY;
-	w->stack.id = mixed(w->stack.id, PYTHON_ENTRY);
-	w->stack.count++;
+	last->instruction |= PYTHON_ENTRY;
+	python_entry(w, w->frame);
 	return true;
 }
 
@@ -419,11 +433,14 @@ static __always_inline bool python_keep(struct python_walk *w, struct python_lay
 	frame->code = code;
 	frame->instruction = at >> 31 ? 0 : at & ~PYTHON_ENTRY;
 	frame->identity = python_identity(w, l, code);
-	if (l->is_entry != PYTHON_NO_FIELD && PYTHON_FIELD(w, u8, l->is_entry))
-		frame->instruction |= PYTHON_ENTRY;
 	w->stack.id = mixed(w->stack.id, code ^ frame->instruction);
 	w->stack.id = mixed(w->stack.id, frame->identity);
 	w->stack.count++;
+	if (l->is_entry != PYTHON_NO_FIELD && PYTHON_FIELD(w, u8, l->is_entry)) {
+		frame->instruction |= PYTHON_ENTRY;
+		python_entry(w, w->cframe);
+		PEEK(w->cframe, w->cframe + l->in_cframe + 8); /* _PyCFrame.previous */
+	}
 	return true;
 }
 
@@ -442,7 +459,8 @@ static __always_inline u32 python_step(struct python_walk *w, struct python_layo
 
 static __always_inline void python_frames(struct python_walk *w, struct python_layout *l)
 {
-	w->file = 0;
+	w->file = w->cframe = 0;
+	PEEK(w->cframe, w->thread + l->current);
 	w->frame = python_current(w->thread, l);
 	LOOP (u32 i = 0; i < PYTHON_STEPS && w->frame; i++) {
 		w->stack.end = python_step(w, l);
@@ -458,7 +476,7 @@ static __always_inline void python_walk(struct python_walk *w, u64 space)
 {
 	struct python_layout *l = python_layouts.lookup(&space);
 
-	w->stack.count = 0;
+	w->stack.count = w->calls = 0;
 	w->stack.end = PYTHON_NO_LAYOUT;
 	if (!l)
 		return;
@@ -468,4 +486,29 @@ static __always_inline void python_walk(struct python_walk *w, u64 space)
 	if (w->stack.end == PYTHON_COMPLETE)
 		python_frames(w, l);
 	w->stack.id = mixed(w->stack.id, w->stack.end);
+}
+
+/*
+ * Which native frame executes which Python? `cfas`: for each native frame, the innermost
+ * first, the stack pointer that its caller goes on with; its variables lie below.
+ */
+static __always_inline void python_join(struct python_walk *w, const u64 *cfas, u32 count)
+{
+	u64 from = 0, call = 0, variables, found;
+
+	w->entries[w->calls & (PYTHON_NATIVE - 1)] = PYTHON_NO_VARIABLES;
+	__builtin_memset(w->stack.joints, PYTHON_NO_JOINT, sizeof(w->stack.joints));
+	LOOP (u32 native = 0; native < PYTHON_NATIVE; native++) {
+		if (native >= count)
+			break;
+		/* Without a branch: the verifier would follow both ways of each round. */
+		variables = w->entries[call & (PYTHON_NATIVE - 1)];
+		found = (variables - cfas[native]) >> 63 & ~(variables - from) >> 63;
+		w->stack.joints[call & (PYTHON_NATIVE - 1)] = native;
+		call += found;
+		from = cfas[native];
+	}
+	w->stack.joints[call & (PYTHON_NATIVE - 1)] = PYTHON_NO_JOINT;
+	LOOP (u32 i = 0; i < PYTHON_NATIVE / 8; i++)
+		w->stack.id = mixed(w->stack.id, ((u64 *)w->stack.joints)[i]);
 }

@@ -11,7 +11,8 @@ static __always_inline u64 mixed(u64 hash, u64 value)
 }
 
 #ifdef STACK_USER
-BPF_TABLE("lru_hash", u64, u64, code_loaded, 16384); /* image -> when */
+/* By tgid: when the process last mapped a program or library (by exec, mmap; from fork on). */
+BPF_TABLE("lru_hash", u32, u64, code_loaded, 32768);
 #endif
 
 /*
@@ -43,17 +44,18 @@ static __always_inline u64 program_of(u64 mm)
 
 static __always_inline void space_of(struct space *found, u64 task)
 {
-	u64 mm = 0, at = 0, image, *when = NULL;
+	u64 mm = 0, at = 0, *when = NULL;
+	u32 tgid = 0;
 
 	found->image = found->space = 0;
 	READ(mm, task, O_task_struct__mm);
 	if (!mm)
 		return;
-	image = program_of(mm);
 #ifdef STACK_USER
-	when = code_loaded.lookup(&image);
+	READ(tgid, task, O_task_struct__tgid);
+	when = code_loaded.lookup(&tgid);
 #endif
-	found->image = mixed(image, when ? *when : 0);
+	found->image = mixed(program_of(mm), when ? *when : 0);
 	READ(at, mm, O_mm_struct__exec_vm); /* pages that are mapped executable */
 	found->space = mixed(found->image, at);
 }

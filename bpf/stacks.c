@@ -16,24 +16,48 @@ int tell_space(struct bpf_raw_tracepoint_args *ctx)
 	return answer->space != 0;
 }
 
-#ifdef LOADED_BY_MMAP
+#ifdef CODE_IS_FOLLOWED
 #define PROT_EXEC 4 /* ABI */
 
+static __always_inline void code_is_loaded(void)
+{
+	u32 tgid = current_tgid();
+	u64 now = bpf_ktime_get_ns();
+
+	code_loaded.update(&tgid, &now);
+}
+
 /*
- * sys_enter_mmap: a program or library is mapped. It may come to stand where another one of
- * the same size was: what was learnt of the addresses there holds no more.
+ * sys_enter_mmap: a library is mapped. It may come to stand where another one of the same
+ * size was: what was learnt of the addresses there holds no more.
  */
 int on_mmap(void *ctx)
 {
-	u64 mm = 0, program, now = bpf_ktime_get_ns();
-
 	if (!(*(u64 *)(ctx + O_sys_enter_mmap__prot) & PROT_EXEC))
 		return 0;
-	if ((s32) * (u64 *)(ctx + O_sys_enter_mmap__fd) < 0)
-		return 0;
-	READ(mm, bpf_get_current_task(), O_task_struct__mm);
-	program = program_of(mm);
-	code_loaded.update(&program, &now);
+	if ((s32) * (u64 *)(ctx + O_sys_enter_mmap__fd) >= 0)
+		code_is_loaded();
+	return 0;
+}
+
+/* sched:sched_process_exec: also a program that maps nothing itself, at the same addresses. */
+int on_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+	code_is_loaded();
+	return 0;
+}
+
+/* sched:sched_process_fork: a child has its parent's code, until it loads other code itself. */
+int on_child(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 parent = 0, child = 0;
+	u64 *when;
+
+	READ(parent, ctx->args[0], O_task_struct__tgid);
+	READ(child, ctx->args[1], O_task_struct__tgid);
+	when = parent == child ? NULL : code_loaded.lookup(&parent);
+	if (when)
+		code_loaded.update(&child, when);
 	return 0;
 }
 #endif

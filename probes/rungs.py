@@ -221,16 +221,20 @@ FORK = Fact(
 def _mmap_definitions() -> dict[str, int]:
     offsets = tracefs.fields("syscalls:sys_enter_mmap")
     found = {f"O_sys_enter_mmap__{name}": offsets[name] for name in ("prot", "fd")}
-    return found | {"LOADED_BY_MMAP": 1}
+    return found | {"CODE_IS_FOLLOWED": 1}
 
 
 LOADED = Fact(
     "loaded code",
     (
         Rung(
-            "tracepoint syscalls:sys_enter_mmap",
+            "tracepoints syscalls:sys_enter_mmap, sched:sched_process_exec, sched_process_fork",
             tracepoint("syscalls:sys_enter_mmap"),
-            (Hook("on_mmap", "tracepoint", "syscalls:sys_enter_mmap"),),
+            (
+                Hook("on_mmap", "tracepoint", "syscalls:sys_enter_mmap"),
+                Hook("on_exec", "raw", "sched_process_exec"),
+                Hook("on_child", "raw", "sched_process_fork"),
+            ),
             _mmap_definitions,
         ),
     ),

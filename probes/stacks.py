@@ -95,9 +95,12 @@ class Stacks:
         chosen = frozenset(pids)
         if not (chosen and self._helper and self._kernel and self._kernel.snapshot):
             return
-        self._helper.send(Hold(chosen, warm))
-        while warm and (answers := self._helper.receive()):
-            self._learn(answers)
+        try:
+            self._helper.send(Hold(chosen, warm))
+            while warm and (answers := self._helper.receive()):
+                self._learn(answers)
+        except (TcptraceError, OSError) as error:
+            self._start_helper(error)
 
     def pass_on(self, events: Iterable[Event]) -> list[Event]:
         """The events whose stacks are known, in order, and ``stack`` events before them."""
@@ -194,8 +197,7 @@ class Stacks:
             if self._helper and self._to_ask and not self._asked:
                 self._ask()
         except (TcptraceError, OSError) as error:
-            self._notes.append(f"the helper process for stacks: {error}")
-            self._start_helper()
+            self._start_helper(error)
 
     def _learn(self, answers: list[tuple[int, Stack]]) -> None:
         for number, found in answers:
@@ -213,8 +215,10 @@ class Stacks:
         if self._asked:
             self._helper.send(list(self._asked))
 
-    def _start_helper(self) -> None:
+    def _start_helper(self, error: Exception | None = None) -> None:
         """Also after it died: a broken binary may crash libdw. But not for ever."""
+        if error:
+            self._notes.append(f"the helper process for stacks: {error}")
         self.close()
         self._to_ask |= dict.fromkeys(self._asked)
         self._asked = set()

@@ -8,6 +8,7 @@ memory may hold another function: its identity, taken at the event, tells.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import enum
 import os
@@ -28,6 +29,7 @@ EVALUATOR = "_PyEval_EvalFrameDefault"
 FREED = "unknown: its code was freed before it could be read"
 APART = "its place among the native frames is not known"
 
+NO_JOINT = 255  # PYTHON_NO_JOINT
 _ENTRY = 1  # PYTHON_ENTRY
 _FRAME = struct.Struct("=QII")  # struct python_frame
 _MOST_TRIED, _TRIES = 64, 3
@@ -183,37 +185,67 @@ def _located(pid: int, memory: Memory) -> tuple[int, int, int]:
     raise NotPythonError("there is no CPython in it")
 
 
-def merged(
-    native: Sequence[Frame], python: Sequence[Sequence[Frame]], *, cut: bool = False
-) -> list[Frame]:
-    """One stack: each native frame of the evaluator gives way to the Python it executes.
+def joints_of(entries: Sequence[int], cfas: Sequence[int]) -> list[int]:
+    """Which native frame executes each call from C: as python_join() of bpf/python.h.
 
-    ``python``: as ``Interpreter.frames`` gives it. ``cut``: one of the two lacks its outer
-    end, so they are joined from the inner one. If their numbers differ without that,
-    only what the innermost evaluator executes has a certain place: the other Python
-    frames follow it, marked.
+    ``entries``: ``python_walk.entries``, as many as there were ``calls``. ``cfas``: for each
+    native frame, the innermost first, the stack pointer that its caller goes on with.
+    """
+    found = []
+    for entry in entries:
+        native = bisect.bisect_right(cfas, entry)
+        found.append(native if native < len(cfas) else NO_JOINT)
+    return found
+
+
+def merged(
+    native: Sequence[Sequence[Frame]],
+    python: Sequence[Sequence[Frame]],
+    joints: Sequence[int] | None = None,
+) -> list[Frame]:
+    """One stack: each native frame that executes Python gives way to that Python.
+
+    ``native``: for each address its function, preceded by what was inlined there. ``python``:
+    as ``Interpreter.frames`` gives it. ``joints``: as ``joints_of``; without them the
+    evaluator's name tells, which a stripped interpreter may lack. If the numbers do not
+    match then, all Python frames stand in one place, and are marked.
     """
     groups = [list(group) for group in python]
-    evaluators = [index for index, frame in enumerate(native) if is_evaluator(frame)]
-    while len(groups) > len(evaluators) and not groups[-1]:
-        groups.pop()  # 3.15 has a mark below everything
-    if not cut and len(groups) != len(evaluators):
-        groups = _in_one_place(groups, len(evaluators))
+    places = _places(native, groups, joints)
+    if places is None:
+        groups, places = _in_one_place(native, groups)
+    at = dict(zip(places, groups, strict=True))
     stack: list[Frame] = []
-    for index, frame in enumerate(native):
-        if groups and index in evaluators:
-            stack += groups.pop(0) or [frame]
-        else:
-            stack.append(frame)
-    return stack + [frame for group in groups for frame in group]
+    for index, frames in enumerate(native):
+        stack += at.pop(index, []) or frames
+    return stack + [frame for group in at.values() for frame in group]
 
 
-def _in_one_place(groups: list[list[Frame]], evaluators: int) -> list[list[Frame]]:
-    if not groups:
-        return groups
-    inner, *others = groups
-    marked = [replace(frame, guessed=frame.guessed or APART) for group in others for frame in group]
-    return [inner + marked] + [[]] * (evaluators - 1)
+def _places(
+    native: Sequence[Sequence[Frame]], groups: list[list[Frame]], joints: Sequence[int] | None
+) -> list[int] | None:
+    """For each group a different number: the index of a native frame, or one beyond them."""
+    if joints is None:
+        places = [index for index, frames in enumerate(native) if any(map(is_evaluator, frames))]
+        while len(groups) > len(places) and not groups[-1]:
+            groups.pop()  # 3.15 has a mark below everything
+        return places if len(groups) == len(places) else None
+    outside = range(len(native), len(native) + len(groups))
+    return [
+        joint if joint < len(native) else beyond
+        for joint, beyond in zip([*joints, *outside], outside, strict=False)
+    ]
+
+
+def _in_one_place(
+    native: Sequence[Sequence[Frame]], groups: list[list[Frame]]
+) -> tuple[list[list[Frame]], list[int]]:
+    """Before the outermost part of the stack, from the innermost evaluator on."""
+    marked = [replace(frame, guessed=frame.guessed or APART) for group in groups for frame in group]
+    for index, frames in enumerate(native):
+        if any(map(is_evaluator, frames)):
+            return [[*marked, *frames]], [index]
+    return [marked], [len(native)]
 
 
 def is_evaluator(frame: Frame) -> bool:

@@ -38,7 +38,12 @@ class File:
     @functools.cached_property
     def binary(self) -> Binary:
         fd, path, roots = self._open
+        self._open = (-1, path, roots)
         return Binary(fd, PurePath(path).name, roots, path)
+
+    def __del__(self) -> None:
+        if self._open[0] >= 0:
+            os.close(self._open[0])
 
 
 @dataclass(frozen=True, slots=True)
