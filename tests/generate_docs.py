@@ -113,9 +113,9 @@ def _rungs() -> str:
             (
                 fact.name,
                 "<br>".join(rung.name for rung in fact.rungs),
-                fact.without or "`states` does not start (exit code 5)",
+                fact.without or "the command does not start (exit code 5)",
             )
-            for fact in rungs.needed(by_pid=True, follow=True)
+            for fact in rungs.needed(by_pid=True, follow=True, stacks=True, deeds=True)
         ),
     )
 

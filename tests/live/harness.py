@@ -25,7 +25,7 @@ from pathlib import Path
 
 import jsonschema
 
-from tcptrace.probes.engine.schema import json_schema
+from tcptrace.probes.engine import schema
 
 HERE = Path(__file__).parent
 TCPTRACE = [sys.executable, "-m", "tcptrace"]
@@ -389,9 +389,12 @@ def broken_chains(events):
 
 @functools.cache
 def _validator():
-    schema = json_schema()
-    by_event = {one["title"]: one for one in schema["oneOf"]}
+    by_event = {one["title"]: one for one in schema.json_schema()["oneOf"]}
     return {name: jsonschema.Draft202012Validator(one) for name, one in by_event.items()}
+
+
+_STACK_IDS = [field.name for field in schema.STACK_IDS]
+_SUPPRESSED = "[unknown: too many new stacks came in that second]"
 
 
 def check_stream(events, lost=0):
@@ -409,4 +412,18 @@ def check_stream(events, lost=0):
     assert end["existing"] == kinds.count("existing")
     losses = [event for event in events if event["event"] == "loss"]
     assert end["lost"] == lost, losses
-    assert sum(event["lost"] for event in losses) == lost
+    assert sum(event["lost"] for event in losses if event["where"] != "stacks_suppressed") == lost
+    check_stacks(events, losses)
+
+
+def check_stacks(events, losses):
+    """Every stack is told once, before it is named; one that was not taken is counted."""
+    told = {}
+    for event in events:
+        if event["event"] == "stack":
+            assert event["stack_id"] not in told, event
+            told[event["stack_id"]] = event["frames"]
+        elif event["event"] == "state" and "user_stack" not in event:
+            assert {event[name] for name in _STACK_IDS} - {None} <= told.keys(), event
+    if any(_SUPPRESSED in frames for frames in told.values()):
+        assert [event for event in losses if event["where"] == "stacks_suppressed"]

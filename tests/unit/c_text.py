@@ -13,6 +13,7 @@ _TYPES: dict[str, type] = {
     "u16": ct.c_ushort,
     "u32": ct.c_uint,
     "u64": ct.c_ulonglong,
+    "s16": ct.c_short,
     "s32": ct.c_int,
     "char": ct.c_char,
 }
@@ -26,6 +27,13 @@ def sources() -> dict[str, str]:
     """File name -> text without comments, of the kernel half (without its header tree)."""
     paths = [*BPF.glob("*.c"), *BPF.glob("*.h")]
     return {path.name: without_comments(path.read_text()) for path in paths}
+
+
+def with_numbers(text: str) -> str:
+    """Each ``#define NAME 64`` of the text put in place of its name."""
+    for name, value in re.findall(r"#define (\w+) (\d+)\s", text):
+        text = re.sub(rf"\b{name}\b", value, text)
+    return text
 
 
 def c_struct(text: str, name: str) -> type[ct.Structure]:

@@ -6,6 +6,7 @@ from tcptrace.probes import accept_queue
 from tcptrace.probes.accept_queue import AcceptQueue
 from tcptrace.probes.engine.constants import Fact
 from tcptrace.probes.enrich.owner import NOBODY, NOT_ACCEPTED
+from tcptrace.probes.states import STACKS
 
 MS = 1_000_000
 
@@ -80,6 +81,38 @@ def test_accept_releases_what_was_kept_in_order_with_the_owner(queue):
     assert (first["reason"], first["accept_wait_us"]) == ("accept", 40_000)
     assert second["reason"] == "fin_received"
     assert len(queue) == 0
+
+
+def stacks(**ids):
+    return tuple(ids.get(name, 0) for name in STACKS)
+
+
+def test_accept_tells_earlier_transitions_the_code_path_that_led_to_it(queue):
+    passed(queue, handshake(stack_ids=stacks()))
+    passed(queue, waiting("CLOSE_WAIT", stack_ids=stacks(kernel=-3)))
+    later = owned(5, stack_ids=stacks(user=71, birth=72, last_read=73, eof=73, kernel=-9))
+    first, second, last = passed(queue, later)
+    assert first["stack_ids"] == stacks(birth=72)
+    assert second["stack_ids"] == stacks(birth=72, kernel=-3)
+    assert last["stack_ids"] == later["stack_ids"]
+
+
+def test_a_birth_that_is_known_stays_what_it_is(queue):
+    passed(queue, waiting("CLOSE_WAIT", stack_ids=stacks(birth=70)))
+    first, _ = passed(queue, owned(5, stack_ids=stacks(birth=72)))
+    assert first["stack_ids"] == stacks(birth=70)
+
+
+def test_without_an_owner_there_is_no_birth_either(queue):
+    passed(queue, waiting("CLOSE_WAIT", stack_ids=stacks()))
+    first, _ = passed(queue, waiting("CLOSE", stack_ids=stacks(birth=72)))
+    assert first["stack_ids"] == stacks()
+
+
+def test_stacks_stay_where_the_next_event_has_none(queue):
+    passed(queue, waiting("CLOSE_WAIT", stack_ids=stacks(kernel=-3)))
+    (first,) = passed(queue, accepted(5))
+    assert first["stack_ids"] == stacks(kernel=-3)
 
 
 def test_a_transition_with_an_owner_comes_after_those_that_it_releases(queue):

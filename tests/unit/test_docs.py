@@ -15,6 +15,7 @@ from tcptrace.cli.main import cli
 from tcptrace.cli.registry import COMMANDS
 from tcptrace.probes.engine import errors, schema
 from tcptrace.probes.enrich import owner
+from tcptrace.probes.enrich.stacks import stack
 from tests import generate_docs
 from tests.generate_docs import DOCS, ROOT
 
@@ -148,6 +149,15 @@ def test_every_way_to_learn_the_owner_is_explained():
     page = (DOCS / "events.md").read_text().partition("## Events and fields")[0]
     (how,) = [field for field in schema.OWNER if field.name == "how"]
     assert [value for value in how.values if f"`{value}`" not in page] == []
+
+
+def test_every_note_of_a_stack_is_explained():
+    page = (DOCS / "commands" / "states.md").read_text()
+    stacks = [*vars(stack).values(), *stack.SPECIAL.values()]
+    notes = {frame for one in stacks if isinstance(one, stack.Stack) for frame in one.frames}
+    notes |= set(stack._ENDS.values()) | {"[guessed: frame pointer]"}
+    assert len(notes) > 12
+    assert [note for note in notes if f"| `{note}` |" not in page] == []
 
 
 def test_every_place_of_loss_is_explained():

@@ -36,6 +36,28 @@ def test_data_goes_there_and_back(child):
     assert one.receive() == {"got": [1, "two", None]}
 
 
+def test_whether_it_has_said_something_can_be_asked_without_waiting(child):
+    def body(channel):
+        assert not channel.has_news()
+        channel.send("first")
+        channel.receive()
+        channel.send("second")
+        channel.receive()
+
+    one = child(body)
+    assert one.receive() == "first"
+    assert not one.has_news()
+    one.send("go on")
+    assert one.receive() == "second"
+
+
+def test_its_end_is_news_too(child):
+    one = child(lambda channel: None)
+    with pytest.raises(TcptraceError):
+        one.receive()
+    assert one.has_news()
+
+
 def test_it_is_another_process(child):
     one = child(lambda channel: channel.send(os.getpid()))
     pid = one.receive()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tcptrace.probes.engine import bpfcall, losses
+from tcptrace.probes.engine import bpfcall, losses, schema
 from tcptrace.probes.engine.constants import Count
 
 CPUS = 4
@@ -70,6 +70,29 @@ def test_what_the_second_copy_took_over_is_not_lost(made, counters, monkeypatch)
     counters[Count.TAKEN_OVER] = [9, 0, 3, 0]  # read a moment later than the other figure
     assert made.total == 0
     assert made.news() == []
+
+
+def test_stacks_that_were_not_taken_are_told_but_no_event_was_lost(made, counters):
+    counters[Count.STACKS_SUPPRESSED] = [3, 0, 4, 0]
+    assert made.news() == [
+        {"event": "loss", "lost": 7, "where": "stacks_suppressed", "lost_total": 7}
+    ]
+    assert made.total == 0
+    counters[Count.RING_FULL] = [1, 0, 0, 0]
+    counters[Count.STACKS_SUPPRESSED] = [3, 1, 4, 0]
+    assert {(event["where"], event["lost"]) for event in made.news()} == {
+        ("ring_full", 1),
+        ("stacks_suppressed", 1),
+    }
+    assert made.total == 1
+
+
+def test_every_place_is_in_the_schema(made, counters, monkeypatch):
+    monkeypatch.setattr(losses, "_misses", lambda fd: 99)
+    for values in counters.values():
+        values[0] = 5
+    (where,) = [field for field in schema.LOSS if field.name == "where"]
+    assert {event["where"] for event in made.news()} == set(where.values)
 
 
 def test_the_kernels_own_count_of_skipped_programs_is_read_from_fdinfo():

@@ -16,6 +16,8 @@ from tcptrace.probes.filters import Filters
 from tcptrace.probes.publish import Publisher
 from tests.unit.golden.replay import FixedClock
 
+FRAMES = {field.name for field in schema.STACK_FRAMES}
+
 
 def event(kind="state", **more):
     """A working event: every field of the stream, and what only the stages know."""
@@ -44,6 +46,30 @@ def test_only_the_fields_of_the_schema_leave_in_its_order(publisher):
     for kind in ("state", "existing"):
         (told,) = publisher().publish([event(kind)])
         assert list(told) == [field.name for field in schema.EVENTS[kind]]
+
+
+def without_frames(one):
+    """As the stage before makes it, unless --inline-stacks was given."""
+    return {name: value for name, value in one.items() if name not in FRAMES}
+
+
+def test_the_frames_of_stacks_leave_only_if_they_come(publisher):
+    one = publisher()
+    (told,) = one.publish([event(user_stack=["f (srv)"])])
+    assert told["user_stack"] == ["f (srv)"]
+    assert told["birth_stack"] is None
+    (told,) = one.publish([without_frames(event(user_stack_id="ab"))])
+    assert FRAMES & set(told) == set()
+    assert told["user_stack_id"] == "ab"
+
+
+def test_a_stack_passes_and_is_no_transition(publisher):
+    one = publisher(comms=frozenset({"nginx"}))
+    stack = {"event": "stack", "ts_ns": 5, "stack_id": "ab", "frames": ["f (srv)"]}
+    first, second = one.publish([stack, event(comm="nginx")], limit=1)
+    assert (first["event"], first["seq"], first["frames"]) == ("stack", 1, ["f (srv)"])
+    assert (second["event"], second["seq"]) == ("state", 2)
+    assert one.end("done", 0)["states"] == 1
 
 
 def test_times_are_written_out(publisher):

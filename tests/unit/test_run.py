@@ -2,12 +2,14 @@
 
 import os
 import signal
+import subprocess
 import threading
 
 import pytest
 
 from tcptrace.cli.run import Limits, Ready, Run
 from tcptrace.probes import rungs
+from tcptrace.probes.engine.errors import UsageError
 from tcptrace.probes.filters import Filters
 from tcptrace.probes.publish import Publisher
 from tests.unit.test_publish import event
@@ -148,6 +150,18 @@ def test_ready_is_told_after_the_inventory_was_written(tracer, tmp_path):
     os.close(read)
     assert (tmp_path / "ready").read_text() == "ready\n"
     assert [path.name for path in tmp_path.iterdir()] == ["ready"]
+
+
+def test_a_process_that_ends_before_tracing_begins_is_said_and_nothing_is_left_open(tracer):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    one, sink = tracer(), Lines()
+    before = os.listdir("/proc/self/fd")
+    doomed = Run(one, Publisher(Filters()), sink, Limits(), Ready(), [os.getpid(), gone.pid])
+    with pytest.raises(UsageError, match=f"process {gone.pid} has ended before tracing began"):
+        doomed.go()
+    assert os.listdir("/proc/self/fd") == before
+    assert sink.events == []
 
 
 def test_no_descriptor_is_left_open(tracer):

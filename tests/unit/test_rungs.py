@@ -56,6 +56,56 @@ def test_hooks_and_definitions_of_several_facts_add_up():
     assert standing.definitions == {"A": 1, "B": 2}
 
 
+@pytest.fixture
+def tracepoints(monkeypatch):
+    """Which ones the kernel has."""
+    known = set()
+    monkeypatch.setattr(rungs.tracefs, "exists", lambda name: name in known)
+    return known
+
+
+def test_reads_and_writes_are_told_by_the_kernel_since_6_3(tracepoints):
+    tracepoints |= {"sock:sock_recv_length", "syscalls:sys_exit_read"}
+    standing = climb([rungs.LAST_IO])
+    assert {hook.target for hook in standing.hooks} == {"sock_send_length", "sock_recv_length"}
+    assert standing.definitions == {"HAVE_IO_LENGTH": 1}
+
+
+def test_before_that_by_the_exits_of_the_system_calls(tracepoints):
+    tracepoints |= {"syscalls:sys_exit_read"}
+    standing = climb([rungs.LAST_IO])
+    targets = {hook.target.removeprefix("syscalls:sys_exit_"): hook for hook in standing.hooks}
+    assert targets.keys() == {
+        *("read", "readv", "recvfrom", "recvmsg"),
+        *("write", "writev", "sendto", "sendmsg", "sendfile64"),
+    }
+    for name, hook in targets.items():
+        reads = name.startswith(("read", "recv"))
+        assert hook.function == ("on_read_exit" if reads else "on_write_exit")
+        assert hook.how == "tracepoint"
+    assert standing.definitions == {"IO_BY_SYSCALL": 1}
+
+
+def test_without_either_only_the_stacks_of_reads_and_writes_are_missing(tracepoints):
+    assert climb([rungs.LAST_IO]).hooks == ()
+    assert "no stacks of reads and writes" in rungs.LAST_IO.without
+
+
+def test_loaded_code_is_only_looked_at_where_the_tracepoint_says_where_its_arguments_are(
+    tracepoints, monkeypatch
+):
+    assert climb([rungs.LOADED]).hooks == ()
+    tracepoints |= {"syscalls:sys_enter_mmap"}
+    monkeypatch.setattr(rungs.tracefs, "fields", lambda _name: {"addr": 16, "prot": 32, "fd": 48})
+    standing = climb([rungs.LOADED])
+    assert {hook.function for hook in standing.hooks} == {"on_mmap", "on_exec", "on_child"}
+    assert standing.definitions == {
+        "O_sys_enter_mmap__prot": 32,
+        "O_sys_enter_mmap__fd": 48,
+        "CODE_IS_FOLLOWED": 1,
+    }
+
+
 def names(**how):
     return [fact.name for fact in rungs.needed(**how)]
 
@@ -67,10 +117,14 @@ def test_what_a_run_needs_depends_on_its_filters():
     assert rungs.PROCESS_EXIT.name in names(by_pid=True, follow=False)
     assert rungs.FORK.name not in names(by_pid=True, follow=False)
     assert rungs.FORK.name in names(by_pid=True, follow=True)
+    assert rungs.LOADED.name not in names(by_pid=True, follow=True)
+    assert rungs.LOADED.name in names(by_pid=False, follow=False, stacks=True)
+    for how in ({}, {"stacks": True}):
+        assert names(by_pid=True, follow=True, **how)[-1] == rungs.TRANSITION.name
 
 
 def test_every_fact_has_a_rung_and_every_rung_a_name():
-    for fact in rungs.needed(by_pid=True, follow=True):
+    for fact in rungs.needed(by_pid=True, follow=True, stacks=True):
         assert fact.rungs
         assert all(rung.name for rung in fact.rungs)
 

@@ -7,8 +7,10 @@ import pytest
 
 from tcptrace.probes.engine import schema
 from tcptrace.probes.engine.constants import How, TcpState
+from tcptrace.probes.states import STACKS
 
-VALUES = {"string": "x", "integer": 1, "number": 1.5, "boolean": True, "strings": ["x"]}
+VALUES = {"string": "x", "integer": 1, "number": 1.5, "boolean": True}
+VALUES |= {"strings": ["x"], "integers": [1]}
 
 
 def example(name):
@@ -35,9 +37,22 @@ def test_an_event_with_all_fields_is_valid(validator, name):
 @pytest.mark.parametrize("name", schema.EVENTS)
 def test_each_field_must_be_there_and_a_later_version_may_add_some(validator, name):
     event = example(name)
-    assert validator.is_valid(event | {"added_in_1_1": 1})
-    for field in event:
-        assert not validator.is_valid({key: event[key] for key in event if key != field})
+    assert validator.is_valid(event | {"added_later": 1})
+    for field in schema.EVENTS[name]:
+        without = {key: event[key] for key in event if key != field.name}
+        assert validator.is_valid(without) == field.optional, field.name
+
+
+def test_only_the_frames_of_stacks_may_be_left_out():
+    optional = {
+        field.name for fields in schema.EVENTS.values() for field in fields if field.optional
+    }
+    assert optional == {f"{name}_stack" for name in STACKS}
+
+
+def test_each_stack_has_a_field_for_its_id():
+    ids = [field.name for field in schema.STATE if field.name.endswith("_stack_id")]
+    assert ids == [f"{name}_stack_id" for name in STACKS]
 
 
 @pytest.mark.parametrize("name", schema.EVENTS)

@@ -48,6 +48,30 @@ def test_an_ordinary_end_needs_no_stacks():
     assert not list(stack_lines(ended, Depth(1)))
 
 
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("connect", ["in"]),
+        ("listen", ["in"]),
+        ("shutdown", ["in"]),
+        ("rst_sent_unread", ["in", "last read"]),
+        ("fin_received", ["made", "last read", "last write", "end of file read"]),
+        ("process_exit", ["made", "last read", "last write", "end of file read"]),
+        ("rst_received", ["made", "last read", "last write", "closed"]),
+        ("timeout", ["made", "last read", "last write", "closed"]),
+        ("refused", ["made"]),
+        ("accept", []),
+        ("other", []),
+    ],
+)
+def test_which_stacks_explain_what(reason, told):
+    """One of each: the documentation's table says the same."""
+    names = ("user", "birth", "last_read", "last_write", "eof", "close")
+    each = {name: [f"{name} (srv)"] for name in names}
+    lines = [line.strip() for line in stack_lines(event(reason, **each), Depth(1))]
+    assert [line.partition("in ")[0].strip() or "in" for line in lines] == told
+
+
 def test_kernel_functions_are_always_told():
     (line,) = stack_lines(event("ack_received", kernel=["tcp_set_state", "tcp_fin"]), Depth(1))
     assert line.strip() == "kernel tcp_set_state < ... 1 more"
@@ -80,6 +104,13 @@ def test_the_functions_of_an_interpreted_program():
         "handle (python) /a/s.py:3",
         "serve (python) /a/s.py:9",
     ]
+
+
+@pytest.mark.parametrize("module", ["python", "node", "java", "ruby"])
+def test_of_a_program_in_another_language_only_its_own_functions(module):
+    mine = [f"handle ({module}) /srv/app.x", f"serve ({module}) /srv/app.x:7"]
+    native = ["read (libc.so.6)", "0x5fe545 (python3.11)", "_start (python3.11)"]
+    assert own_frames([native[0], mine[0], native[1], mine[1], native[2]]) == mine
 
 
 def test_a_stack_of_nothing_but_libc_is_shown():

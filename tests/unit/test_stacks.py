@@ -5,6 +5,8 @@ import pytest
 from tcptrace.probes import stacks
 from tcptrace.probes.engine.constants import Stack as StackId
 from tcptrace.probes.engine.errors import TcptraceError
+from tcptrace.probes.engine.layout import Layout
+from tcptrace.probes.enrich.stacks.helper import Hold
 from tcptrace.probes.enrich.stacks.resolver import KernelSide
 from tcptrace.probes.enrich.stacks.stack import stack_of
 from tcptrace.probes.stacks import Stacks
@@ -195,6 +197,56 @@ def test_the_rest_waits_for_answers(stage, helpers):
 def test_the_rest_ends_also_without_answers(stage):
     stage.pass_on([event(user=77)])
     assert [one["event"] for one in stage.rest()] == ["stack", "state"]
+
+
+USER = KernelSide(snapshot=Layout(("id",), "Q", 8))
+
+
+def test_without_user_stacks_nothing_is_read_ahead(stage, helpers):
+    stage.hold([5, 6], warm=True)
+    assert helpers[0].asked == []
+
+
+def test_mappings_are_asked_for_ahead(helpers, clock):
+    stage = Stacks(USER, [], inline=False)
+    stage.hold([], warm=True)
+    stage.hold([5, 6], warm=False)
+    assert helpers[0].asked == [Hold(frozenset({5, 6}), warm=False)]
+
+
+def test_of_few_processes_it_is_waited_for(helpers, clock):
+    """Their first stack may come at once, and they may be gone a moment later."""
+    stage = Stacks(USER, [], inline=False)
+    helpers[0].answers += [[(77, READ)], [], [(78, READ)]]
+    stage.hold([5], warm=True)
+    assert helpers[0].asked == [Hold(frozenset({5}), warm=True)]
+    assert helpers[0].answers == [[(78, READ)]]  # what comes later is for later
+    assert stage.pass_on([event(user=77)])[-1]["user_stack_id"] == READ.id
+
+
+def test_a_helper_that_dies_over_it_does_not_end_the_start(helpers, clock):
+    notes = []
+    stage = Stacks(USER, notes, inline=False)
+    helpers[0].dead = True
+    stage.hold([5], warm=True)
+    assert len(helpers) == 2
+    assert len(notes) == 1
+
+
+def test_an_existing_socket_names_no_stacks_and_waits_for_none(stage, helpers):
+    (told,) = stage.pass_on([event(user=77) | {"event": "existing"}])
+    assert told["event"] == "existing"
+    assert helpers[0].asked == []
+
+
+def test_whether_more_would_come_at_once(stage, helpers):
+    stage.pass_on([event(user=77)])
+    assert not stage.is_behind
+    helpers[0].answers.append([(77, READ)])
+    stage._talk()
+    assert stage.is_behind
+    stage.pass_on([])
+    assert not stage.is_behind
 
 
 def test_without_a_kernel_side_there_is_no_helper(helpers, clock):

@@ -1,12 +1,13 @@
 """Records of the ring buffer read as events, where the golden files do not reach."""
 
+import errno
 import json
 
 import pytest
 
-from tcptrace.probes.engine.constants import Fact, How, Kind, TcpState
+from tcptrace.probes.engine.constants import Fact, How, Kind, Stack, TcpState
 from tcptrace.probes.enrich import owner
-from tcptrace.probes.states import Interpreter, address, cookie_text
+from tcptrace.probes.states import STACKS, Interpreter, address, cookie_text
 from tests.unit.golden.replay import LAYOUT, recorded_layout
 
 NAMES = recorded_layout().names
@@ -21,6 +22,7 @@ def record(**fields):
     made |= {"kind": Kind.STATE, "family": 2, "facts": OURS, "pid": 5, "tid": 6, "fd": 7}
     made |= {"saddr": b"\0" * 16, "daddr": b"\0" * 16, "comm": b"name\0garbage".ljust(16, b"\0")}
     made |= {"old_state": TcpState.ESTABLISHED, "new_state": TcpState.CLOSE_WAIT}
+    made |= {"kernel_stack": -1}
     return tuple((made | fields)[name] for name in NAMES)
 
 
@@ -118,6 +120,46 @@ def test_a_socket_that_was_handed_over_is_told_as_existing(kind):
     told = event(kind=kind, new_state=TcpState.CLOSE_WAIT)
     assert (told["event"], told["new_state"]) == ("existing", "CLOSE_WAIT")
     assert told["holders"] == ["5:7"]
+
+
+NAMES_OF_STACKS = {
+    "user": "user_stack",
+    "birth": "birth_stack",
+    "last_read": "read_stack",
+    "last_write": "write_stack",
+    "eof": "eof_stack",
+    "close": "close_stack",
+}
+
+
+def stacks(event):
+    return {name: id_ for name, id_ in zip(STACKS, event["stack_ids"], strict=True) if id_}
+
+
+@pytest.mark.parametrize(("name", "field"), NAMES_OF_STACKS.items())
+def test_each_stack_of_the_record_is_told_under_its_name(name, field):
+    assert stacks(event(**{field: 77})) == {name: 77}
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (0, {"kernel": -1}),
+        (4095, {"kernel": -4096}),
+        (-1, {}),  # not asked for
+        (-errno.EEXIST, {"kernel": Stack.COLLISION}),
+        (-errno.EFAULT, {}),
+    ],
+)
+def test_a_kernel_stack_has_a_negative_number(number, told):
+    assert stacks(event(kernel_stack=number)) == told
+
+
+def test_a_childs_first_transitions_have_only_the_stack_of_its_birth():
+    every = dict.fromkeys(NAMES_OF_STACKS.values(), 77) | {"birth_stack": 78, "kernel_stack": 5}
+    first, second, third = events(syn_recv_ns=1 * MS, established_ns=2 * MS, **every)
+    assert stacks(first) == stacks(second) == {"birth": 78}
+    assert stacks(third) == dict.fromkeys(STACKS, 77) | {"birth": 78, "kernel": -6}
 
 
 def closing(**fields):

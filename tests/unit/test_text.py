@@ -7,6 +7,7 @@ import unicodedata
 import pytest
 
 from tcptrace.cli.sinks.base import LineWriter
+from tcptrace.cli.sinks.stack_lines import Depth
 from tcptrace.cli.sinks.text import TextSink, end_line, safe
 from tcptrace.probes.engine import schema
 
@@ -26,10 +27,10 @@ def event(kind="state", **more):
     return made | more
 
 
-def lines(*events, terminal=False):
+def lines(*events, terminal=False, depth=None):
     fd = os.memfd_create("text")
     try:
-        TextSink(LineWriter(fd, owned=False), terminal=terminal).write(events)
+        TextSink(LineWriter(fd, owned=False), terminal=terminal, depth=depth).write(events)
         return os.pread(fd, 1 << 20, 0).decode().splitlines()
     finally:
         os.close(fd)
@@ -162,3 +163,50 @@ def test_the_last_line_has_the_counts(more, says):
 def test_a_loss_is_a_line_of_its_own():
     loss = {"event": "loss", "lost": 5, "where": "ring_full"}
     assert lines(loss) == ["LOST 5 events (ring_full)"]
+
+
+def test_stacks_that_were_not_taken_are_no_lost_events():
+    loss = {"event": "loss", "lost": 5, "where": "stacks_suppressed"}
+    assert lines(loss) == ["5 stacks not taken: too many new ones came in one second"]
+
+
+STACKS = {
+    "birth_stack": ["accept (libc.so.6)", "take_client (srv) /src/srv.c:20", "main (srv)"],
+    "last_read_stack": ["read (libc.so.6)", "leaky_handler (srv) /src/srv.c:41", "main (srv)"],
+}
+
+
+def test_stacks_stand_below_the_line_that_they_explain():
+    told = lines(event(**STACKS), event())[1:]
+    assert [line.strip() for line in told[1:3]] == [
+        "made in take_client srv.c:20 < main (srv)",
+        "last read in leaky_handler srv.c:41 < main (srv)",
+    ]
+    assert "ESTABLISHED" in told[0]
+    assert "ESTABLISHED" in told[3]
+
+
+def test_how_deep_is_the_users_choice():
+    assert lines(event(**STACKS), depth=Depth(1))[2].endswith("take_client srv.c:20 < ... 1 more")
+    full = lines(event(**STACKS), depth=Depth(None))
+    assert [line.strip() for line in full[2:6]] == ["made in:", *STACKS["birth_stack"]]
+
+
+def test_an_existing_socket_has_no_stacks():
+    assert len(lines(event("existing"))) == 2
+
+
+def test_hostile_names_of_functions_are_shown_and_not_obeyed():
+    frames = ["\x1b[31mf\n (a\u202eb) /src/\x9b31m.c:7"]
+    told = lines(event(last_read_stack=frames))
+    assert len(told) == 3
+    assert "\\x1b[31mf\\x0a" in told[2]
+    assert "\\x9b31m.c:7" in told[2]
+
+
+@pytest.mark.parametrize("width", [30, 80])
+def test_stacks_respect_the_terminals_width(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    frames = [f"a_function_with_a_long_name_{number} (srv)" for number in range(9)]
+    for text in lines(event(last_read_stack=frames), terminal=True, depth=Depth(9)):
+        assert cells(COLOUR.sub("", text)) <= width

@@ -5,8 +5,9 @@
 Wanted when struct state_record or the meaning of a field has changed. A process
 in a network namespace of its own makes a few connections while it is traced; the
 bytes that the kernel put into the ring buffer go to states.bin as they are,
-headers included, the layout to layout.json, and what the pipeline makes of them
-to states.ndjson. Read the difference of the last one before you commit it: the
+headers included, the layout to layout.json, the frames of the stacks that the
+records name to stacks.json, and what the pipeline makes of all of it to
+states.ndjson. Read the difference of the last one before you commit it: the
 test only says that nothing changed, not that it was right.
 """
 
@@ -22,9 +23,10 @@ import time
 from tcptrace.probes.engine.forked import Channel, Forked
 from tcptrace.probes.enrich.clock import ticks_per_second
 from tcptrace.probes.filters import Filters
+from tcptrace.probes.plan import Options
 from tcptrace.probes.selftest import _loopback_up
-from tcptrace.probes.tracer import Options, Tracer
-from tests.unit.golden.replay import LAYOUT, LINES, RECORDS, replay
+from tcptrace.probes.tracer import Tracer
+from tests.unit.golden.replay import LAYOUT, LINES, RECORDS, STACKS, replay
 
 _CLONE_NEWNET = 0x40000000
 _PR_SET_NAME = 15
@@ -36,8 +38,10 @@ def main() -> None:
     outside, inside = socket.socketpair()
     child = Forked("the recorded process", lambda channel: _play(channel, inside))
     pid = child.receive()
-    with Tracer(Filters(pids=frozenset({pid}), by_pid=True), Options(existing=False)) as tracer:
+    options = Options(existing=False, user_stacks=True, kernel_stacks=True)
+    with Tracer(Filters(pids=frozenset({pid}), by_pid=True), options) as tracer:
         tracer.start()
+        time.sleep(0.5)  # the helper for stacks reads the child's mappings
         child.send("go")
         child.receive()
         with _connection(socket.AF_INET, "127.0.0.1") as (_, _, server):
@@ -54,9 +58,9 @@ def main() -> None:
 
 def _save(tracer: Tracer) -> None:
     ring = tracer._ring
-    layout, page = ring._layout, os.sysconf("SC_PAGESIZE")
-    start = ring._at % ring._size
-    raw = ring._producer[page + start : page + start + ring._produced() - ring._at]
+    layout = ring._layout
+    ring.pump()
+    raw = b"".join(ring._backlog)
     finished = [
         raw[at : at + ring._stride]
         for at in range(0, len(raw), ring._stride)
@@ -70,6 +74,15 @@ def _save(tracer: Tracer) -> None:
         "hz": ticks_per_second(),
     }
     LAYOUT.write_text(json.dumps(told, indent=1) + "\n")
+    _save_stacks(tracer)
+
+
+def _save_stacks(tracer: Tracer) -> None:
+    """What the helper process says to the ids of the records."""
+    tracer.rest()
+    known = sorted(tracer._stacks._known.items())
+    lines = (f"{json.dumps(str(number))}: {json.dumps(one.frames)}" for number, one in known)
+    STACKS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _play(channel: Channel, passed: socket.socket) -> None:
