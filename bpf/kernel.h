@@ -5,12 +5,21 @@
  * reader is compiled out: nothing here ever reads a guess.
  */
 
-#define READ(dst, base, offset)                                                                    \
-	bpf_probe_read_kernel(&(dst), sizeof(dst), (void *)((u64)(base) + (offset)))
+/* Functions, as BCC's rewriter takes long over each place where such a helper is called. */
+static __always_inline long read_kernel(void *to, u32 bytes, u64 at)
+{
+	return bpf_probe_read_kernel(to, bytes, (void *)at);
+}
+
+static __always_inline long read_user(void *to, u32 bytes, u64 at)
+{
+	return bpf_probe_read_user(to, bytes, (void *)at);
+}
+
+#define READ(dst, base, offset) read_kernel(&(dst), sizeof(dst), (u64)(base) + (offset))
 
 /* For a field whose width differs between kernels; dst is a zeroed u64 (little-endian). */
-#define READ_WIDE(dst, base, field)                                                                \
-	bpf_probe_read_kernel(&(dst), Z_##field, (void *)((u64)(base) + O_##field))
+#define READ_WIDE(dst, base, field) read_kernel(&(dst), Z_##field, (u64)(base) + O_##field)
 
 /* LLVM unrolls small loops, which only makes the program larger and the start slower. */
 #define LOOP _Pragma("clang loop unroll(disable)") for

@@ -76,7 +76,7 @@ BPF_RINGBUF_OUTPUT(snapshots, SNAPSHOT_RING_PAGES);
 BPF_ARRAY(layout_snapshot, struct snapshot, 1); /* never written: tells the layout */
 BPF_ARRAY(layout_chain, struct chain, 1);
 
-#define READ_USER(dst, address) bpf_probe_read_user(&(dst), sizeof(dst), (void *)(u64)(address))
+#define READ_USER(dst, address) read_user(&(dst), sizeof(dst), address)
 
 #define PSTATE_32 0x10 /* arm64: PSR_MODE32_BIT, ABI */
 
@@ -206,8 +206,7 @@ static __always_inline void copy_stack(struct snapshot *s)
 {
 	s->bytes = 0;
 	LOOP (u32 at = 0; at < SNAPSHOT_BYTES; at += SNAPSHOT_STEP) {
-		if (bpf_probe_read_user(&s->stack[at], SNAPSHOT_STEP,
-					(void *)(s->stack_pointer + at)))
+		if (read_user(&s->stack[at], SNAPSHOT_STEP, s->stack_pointer + at))
 			break; /* the end of the stack: up to 511 bytes of main's caller are missed
 				*/
 		s->bytes = at + SNAPSHOT_STEP;
