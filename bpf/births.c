@@ -4,26 +4,30 @@
  * and how it forgets them.
  */
 
+/* Not on the stack, which is small; only system calls come here, one at a time on a CPU. */
+BPF_PERCPU_ARRAY(found_owners, struct tracked, 1);
+
 /* Current holds this socket, and nobody in the table did. */
-static __always_inline void found_in_hand(u64 sk, s32 fd, u8 how)
+static __always_inline void found_in_hand(u64 sk, s32 fd, u8 how, u64 birth_stack)
 {
-	struct tracked fresh = {}, *entry;
+	int only = 0;
+	struct tracked *fresh = found_owners.lookup(&only), *entry;
 	struct state_record *r;
 	struct child *child;
 	struct head h;
 	u32 state;
 
-	if (!head_read(&h, sk) || !is_tcp(sk) || !socket_is_wanted(sk, &h))
+	if (!fresh || !head_read(&h, sk) || !is_tcp(sk) || !socket_is_wanted(sk, &h))
 		return;
-	identify_current(&fresh.owner, how);
-	fresh.owner.fd = fd;
-	fresh.cookie = number_of(HEAD(&h, u64, skc_cookie));
-	if (how == HOW_ACCEPT && comm_is_wanted(fresh.owner.comm))
-		fresh.birth_stack = user_stack();
+	__builtin_memset(fresh, 0, sizeof(*fresh));
+	identify_current(&fresh->owner, how);
+	fresh->owner.fd = fd;
+	fresh->cookie = number_of(HEAD(&h, u64, skc_cookie));
+	fresh->birth_stack = birth_stack;
 	child = find_child(sk);
 	if (child)
-		fresh.since_ns = child->since_ns;
-	entry = track(sk, &fresh);
+		fresh->since_ns = child->since_ns;
+	entry = track(sk, fresh);
 	if (!entry || !comm_is_wanted(entry->owner.comm))
 		return;
 	if (!child && !all_is_attached()) /* the inventory, which is still to come, shows it */
@@ -74,6 +78,17 @@ int tell_child(struct bpf_raw_tracepoint_args *ctx)
 }
 
 #ifdef ACCEPT_BY_SYSCALL
+/* By itself, as socket's first bytes and a walk do not fit on a BPF stack together. */
+static __always_inline bool stack_is_wanted(u64 sk)
+{
+	struct process_name name = {};
+	struct head h;
+
+	READ(name.text, current_leader(), O_task_struct__comm);
+	return head_read(&h, sk) && is_tcp(sk) && socket_is_wanted(sk, &h) &&
+	       comm_is_wanted(name.text);
+}
+
 /* sys_exit_accept, sys_exit_accept4: the new descriptor leads to the socket. */
 int on_accept_exit(void *ctx)
 {
@@ -90,7 +105,7 @@ int on_accept_exit(void *ctx)
 	READ(sk, socket, O_socket__sk);
 	sk = tcp_sk(sk);
 	if (pid_is_traced(current_tgid()))
-		found_in_hand(sk, fd, HOW_ACCEPT);
+		found_in_hand(sk, fd, HOW_ACCEPT, stack_is_wanted(sk) ? user_stack() : 0);
 	else
 		forget_child(sk);
 	return 0;

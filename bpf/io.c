@@ -87,7 +87,7 @@ static __always_inline struct tracked *owner_does_io(u64 sk)
 		entry->owner.fd = current_fd_of(file);
 		return entry;
 	}
-	found_in_hand(sk, current_fd_of(file), HOW_LAST_IO);
+	found_in_hand(sk, current_fd_of(file), HOW_LAST_IO, 0);
 	return sockets.lookup(&sk);
 }
 

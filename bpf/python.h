@@ -5,6 +5,7 @@
  * which has checked them on that very process; here code objects stay numbers.
  */
 
+#ifdef STACK_PYTHON
 #define PYTHON_FRAMES 32
 #define PYTHON_STEPS 48    /* frames, and the marks that calls from C leave between them */
 #define PYTHON_THREADS 256 /* looked through for the thread's state, once per thread */
@@ -109,9 +110,9 @@ struct python_walk {
 	u64 interpreter;
 	u64 thread;
 	u64 frame;
-	u64 cframe;                 /* 3.11: a variable of the C function that executes the frame */
-	u64 entries[PYTHON_NATIVE]; /* of each call from C: where its C function has its variables
-				     */
+	u64 cframe; /* 3.11: a variable of the C function that executes the frame */
+	/* Of each call from C: where its C function has its variables. */
+	u64 entries[PYTHON_NATIVE];
 	u32 calls;
 	u64 created; /* pythreads.next_unique_id, which stands before the first thread */
 	u64 states[PYTHON_STATES]; /* those that may be the thread's */
@@ -130,13 +131,7 @@ BPF_TABLE("lru_hash", u64, struct python_layout, python_layouts, 4096);
 BPF_TABLE("lru_hash", u64, struct python_known, python_threads, 8192); /* by pid_tgid */
 BPF_PERCPU_ARRAY(python_walks, struct python_walk, 1);
 
-/* A function, as BCC 0.26 takes 30 ms over each call of this helper in the text. */
-static __always_inline long python_read(void *to, u32 bytes, u64 at)
-{
-	return bpf_probe_read_user(to, bytes, (void *)at);
-}
-
-#define PEEK(dst, at) python_read(&(dst), sizeof(dst), at)
+#define PEEK(dst, at) read_user(&(dst), sizeof(dst), at)
 
 /* A field of the frame that was read last; the mask is for the verifier. */
 #define PYTHON_FIELD(w, type, offset) (*(type *)&(w)->raw[(offset) & (PYTHON_FRAME_BYTES - 1)])
@@ -159,8 +154,9 @@ static __always_inline void python_own_ids(struct python_walk *w)
 }
 
 /*
- * pthread_self() may be that of a thread that is gone, and the tid is the parent's
- * after a fork() that Python was not told of (uWSGI): only both together are certain.
+ * pthread_self() may be that of a thread that is gone; the tid is the parent's after a
+ * fork() that Python was not told of. Both together are certain; the first alone will do
+ * for the one thread that a fork leaves.
  */
 #define RANK_MINE 1
 #define RANK_BOUND 2
@@ -181,7 +177,9 @@ static __always_inline u32 python_is_mine(struct python_walk *w, struct python_l
 	PEEK(ids, thread + l->ids);
 	if (!PYTHON_IDS_MATCH(ids, w->own))
 		return 0;
-	return ids.tid == w->own.tid ? RANK_EXACT : RANK_MINE;
+	if (ids.tid == w->own.tid)
+		return RANK_EXACT;
+	return (u32)bpf_get_current_pid_tgid() == current_tgid() ? RANK_MINE : 0;
 }
 
 static __always_inline u64 python_current(u64 thread, struct python_layout *l)
@@ -238,6 +236,8 @@ static __always_inline u32 python_rank(struct python_walk *w, struct python_layo
 {
 	u32 rank = python_is_mine(w, l, thread), status = 0;
 
+	if (!rank)
+		return 0;
 	if (python_current(thread, l))
 		rank |= RANK_RUNS;
 	if (l->status != PYTHON_NO_FIELD)
@@ -342,7 +342,7 @@ static __always_inline u64 python_text(struct python_walk *w, struct python_layo
 	last = bytes < PYTHON_TEXT_BYTES ? bytes : PYTHON_TEXT_BYTES;
 	at += (head.state >> 6 & 1 ? l->ascii_data : l->wide_data) + bytes - last;
 	__builtin_memset(w->text, 0, sizeof(w->text));
-	python_read(w->text, last, at);
+	read_user(w->text, last, at);
 	hash = mixed(0, bytes);
 	LOOP (u32 i = 0; i < PYTHON_TEXT_BYTES / 8; i++)
 		hash = mixed(hash, w->text[i]);
@@ -384,7 +384,7 @@ static __always_inline u32 python_identity(struct python_walk *w, struct python_
 	u32 bytes = l->identity_bytes;
 
 	w->words[PYTHON_CODE_WORDS - 1] = 0; /* 3.11 has one word less */
-	if (bytes > PYTHON_CODE_WORDS * 8 || python_read(w->words, bytes, code + l->identity))
+	if (bytes > PYTHON_CODE_WORDS * 8 || read_user(w->words, bytes, code + l->identity))
 		return 0;
 	LOOP (u32 i = 0; i < PYTHON_CODE_WORDS; i++)
 		hash = mixed(hash, w->words[i]);
@@ -449,7 +449,7 @@ static __always_inline u32 python_step(struct python_walk *w, struct python_layo
 {
 	u32 bytes = l->frame_bytes;
 
-	if (bytes > PYTHON_FRAME_BYTES || python_read(w->raw, bytes, w->frame))
+	if (bytes > PYTHON_FRAME_BYTES || read_user(w->raw, bytes, w->frame))
 		return PYTHON_UNREADABLE;
 	if (PYTHON_FIELD(w, u8, l->owner) >= l->first_mark ? !python_mark(w) : !python_keep(w, l))
 		return PYTHON_DEEP;
@@ -477,6 +477,7 @@ static __always_inline void python_walk(struct python_walk *w, u64 space)
 	struct python_layout *l = python_layouts.lookup(&space);
 
 	w->stack.count = w->calls = 0;
+	__builtin_memset(w->stack.joints, PYTHON_NO_JOINT, sizeof(w->stack.joints));
 	w->stack.end = PYTHON_NO_LAYOUT;
 	if (!l)
 		return;
@@ -494,11 +495,10 @@ static __always_inline void python_walk(struct python_walk *w, u64 space)
  */
 static __always_inline void python_join(struct python_walk *w, const u64 *cfas, u32 count)
 {
-	u64 from = 0, call = 0, variables, found;
+	u64 from = cfas[0], call = 0, variables, found;
 
 	w->entries[w->calls & (PYTHON_NATIVE - 1)] = PYTHON_NO_VARIABLES;
-	__builtin_memset(w->stack.joints, PYTHON_NO_JOINT, sizeof(w->stack.joints));
-	LOOP (u32 native = 0; native < PYTHON_NATIVE; native++) {
+	LOOP (u32 native = 1; native < PYTHON_NATIVE; native++) { /* 0 makes the system call */
 		if (native >= count)
 			break;
 		/* Without a branch: the verifier would follow both ways of each round. */
@@ -512,3 +512,4 @@ static __always_inline void python_join(struct python_walk *w, const u64 *cfas, 
 	LOOP (u32 i = 0; i < PYTHON_NATIVE / 8; i++)
 		w->stack.id = mixed(w->stack.id, ((u64 *)w->stack.joints)[i]);
 }
+#endif

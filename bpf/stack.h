@@ -30,6 +30,7 @@ struct row {
 
 /* A finished walk. */
 struct chain {
+	u64 python; /* of python_stacks; 0: not Python */
 	u64 image;
 	u64 space;
 	u64 addresses[FRAMES]; /* as in row_key, the innermost first */
@@ -41,6 +42,7 @@ struct chain {
 
 struct snapshot {
 	u64 id;
+	u64 python;
 	u64 image;
 	u64 space;
 	u64 stack_pointer;
@@ -60,6 +62,7 @@ struct walk {
 	u64 stack_pointer;
 	u64 frame_pointer;
 	u64 link;
+	u64 cfas[FRAMES]; /* of each frame: the stack pointer that its caller goes on with */
 	struct chain chain;
 };
 
@@ -70,6 +73,11 @@ struct budget {
 
 BPF_TABLE("lru_hash", struct row_key, struct row, rows, 32768);
 BPF_TABLE("lru_hash", u64, struct chain, chains, 8192);
+#ifdef STACK_PYTHON
+BPF_TABLE("lru_hash", u64, struct python_stack, python_stacks, 8192);
+BPF_TABLE("lru_hash", u64, u32, python_images, 4096); /* those that run CPython */
+BPF_ARRAY(layout_python_stack, struct python_stack, 1);
+#endif
 BPF_PERCPU_ARRAY(walks, struct walk, 1);
 BPF_ARRAY(budgets, struct budget, 1);
 BPF_RINGBUF_OUTPUT(snapshots, SNAPSHOT_RING_PAGES);
@@ -178,11 +186,34 @@ static __always_inline void walk(struct walk *w)
 		w->chain.count = i + 1;
 		w->id = mixed(w->id, w->address);
 		end = step(w);
+		w->cfas[i] = w->stack_pointer;
 		if (end != WALK_GOES_ON) {
 			w->chain.end = end;
 			break;
 		}
 	}
+}
+
+/* The functions of the interpreted program, which native frames do not show. */
+static __always_inline void add_python(struct walk *w)
+{
+	w->chain.python = 0;
+#ifdef STACK_PYTHON
+	int only = 0;
+	struct python_walk *p = python_walks.lookup(&only);
+	u64 key = mixed(w->chain.image, current_tgid()); /* code objects are of one process */
+
+	if (!p || !python_images.lookup(&w->chain.image))
+		return;
+	p->stack.id = key;
+	python_walk(p, key);
+	if (w->chain.end != WALK_MISSING)
+		python_join(p, w->cfas, w->chain.count);
+	w->chain.python = p->stack.id;
+	w->id = mixed(w->id, p->stack.id);
+	if (!python_stacks.lookup(&w->chain.python))
+		python_stacks.update(&w->chain.python, &p->stack);
+#endif
 }
 
 /* A second's allowance of copies is used up: said in the stream, and by the id. */
@@ -232,6 +263,7 @@ static __always_inline u64 send_snapshot(struct walk *w)
 	}
 	id = unfinished_id();
 	s->id = id;
+	s->python = w->chain.python;
 	s->image = w->chain.image;
 	s->space = w->chain.space;
 	s->stack_pointer = w->stack_pointer;
@@ -274,6 +306,7 @@ static __always_inline u64 user_stack(void)
 	if (!start_walk(w))
 		return STACK_USER32;
 	walk(w);
+	add_python(w);
 	return w->chain.end == WALK_MISSING ? send_snapshot(w) : chain_id(w);
 }
 #else

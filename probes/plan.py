@@ -26,6 +26,8 @@ class Options:
     max_sockets: int = 65536
     user_stacks: bool = False
     kernel_stacks: bool = False
+    python_stacks: bool = False
+    """With user stacks: also look for the frames of CPython. It makes the start 0.6 s longer."""
     inline_stacks: bool = False
     deeds: bool = False
     """Also reads of end of file, failed writes, RSTs, SIGPIPE and ends of processes."""
@@ -59,7 +61,8 @@ def plan_of(filters: Filters, options: Options, standing: Standing) -> Plan:
 
 def _layouts(options: Options) -> tuple[str, ...]:
     stacks = ("snapshot", "chain") if options.user_stacks else ()
-    return ("state_record", "child", *stacks, *(("deed",) if options.deeds else ()))
+    python = ("python_stack",) if options.python_stacks else ()
+    return ("state_record", "child", *stacks, *python, *(("deed",) if options.deeds else ()))
 
 
 def _stacks(options: Options) -> dict[str, int]:
@@ -70,6 +73,8 @@ def _stacks(options: Options) -> dict[str, int]:
         found["STACK_USER"] = 1
         found["SNAPSHOT_RING_PAGES"] = _SNAPSHOT_RING_PAGES
         found["SNAPSHOTS_PER_SECOND"] = _SNAPSHOTS_PER_SECOND
+    if options.python_stacks:
+        found["STACK_PYTHON"] = 1
     if options.deeds:
         found |= {"DEEDS": 1, "DEED_RING_PAGES": _DEED_RING_PAGES}
     return found

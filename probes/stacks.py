@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tcptrace.probes.enrich.stacks.kernelside import KernelSide
+
 from tcptrace.probes.engine.compiled import Plan
 from tcptrace.probes.engine.constants import Stack as StackId
 from tcptrace.probes.engine.errors import TcptraceError
@@ -20,7 +22,6 @@ from tcptrace.probes.engine.forked import Forked
 from tcptrace.probes.engine.programs import Programs
 from tcptrace.probes.enrich.stacks import stack
 from tcptrace.probes.enrich.stacks.helper import Hold, serve
-from tcptrace.probes.enrich.stacks.resolver import KernelSide
 from tcptrace.probes.enrich.stacks.stack import SPECIAL, Stack
 from tcptrace.probes.states import STACKS, Event
 
@@ -237,6 +238,14 @@ def kernel_side(programs: Programs, plan: Plan) -> KernelSide | None:
         found = replace(found, kernel_stacks=programs.map("kernel_stacks").fd)
     if "STACK_USER" not in plan.definitions:
         return found
+    if "STACK_PYTHON" in plan.definitions:
+        found = replace(
+            found,
+            python_layouts=programs.map("python_layouts").fd,
+            python_images=programs.map("python_images").fd,
+            python_stacks=programs.map("python_stacks").fd,
+            python_stack=programs.layout("python_stack"),
+        )
     return replace(
         found,
         rows=programs.map("rows").fd,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from tcptrace.probes.enrich import inventory, procfs
 from tcptrace.probes.enrich.clock import ticks_per_second
 from tcptrace.probes.enrich.inventory import Inventory
 from tcptrace.probes.enrich.owner import OwnerSearch
+from tcptrace.probes.enrich.stacks import runtime
 from tcptrace.probes.filters import Filters
 from tcptrace.probes.handover import Handover
 from tcptrace.probes.plan import MAX_CHILDREN, Options, plan_of
@@ -64,7 +65,7 @@ class Tracer:
         )
         self._scout = Forked("the inventory", inventory.scout)
         try:
-            plan = plan_of(self.filters, self.options, self.standing)
+            plan = plan_of(self.filters, self._options(), self.standing)
             self._programs = Programs(plan)
         except BaseException:
             self._scout.close()
@@ -195,6 +196,12 @@ class Tracer:
             return set(self.filters.pids)
         return procfs.descendants(self.filters.pids)
 
+    def _options(self) -> Options:
+        """CPython is only looked for where it runs: the programs for it take long to load."""
+        if not self.options.user_stacks or not _python_is_running(self.filters.pids):
+            return self.options
+        return replace(self.options, python_stacks=True)
+
     def _open_deeds(self) -> Ring | None:
         if not self.options.deeds:
             return None
@@ -234,6 +241,11 @@ class Tracer:
             for passed in self._accept_queue.pass_on(event)
         ]
         return shown + told
+
+
+def _python_is_running(pids: Iterable[int]) -> bool:
+    """In one of these processes; without any, on this host (ourselves left out)."""
+    return any(map(runtime.runs_python, pids or set(procfs.pids()) - {os.getpid()}))
 
 
 def _time(event: Event) -> int:

@@ -29,6 +29,7 @@ SHARED = (
     "filter.h",
     "table.h",
     "space.h",
+    "python.h",
     "stack.h",
     "owner.h",
     "listeners.h",

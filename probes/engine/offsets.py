@@ -75,6 +75,7 @@ REQUIRED = (
 )
 
 OPTIONAL = (
+    "task_struct.thread.fsbase",  # x86-64
     "sock_common.skc_v6_rcv_saddr",  # without CONFIG_IPV6
     "sock_common.skc_v6_daddr",
     "sock.sk_cgrp_data",  # without CONFIG_SOCK_CGROUP_DATA
@@ -107,6 +108,10 @@ STACKS = (  # only with user stacks
     "mm_struct.mmap_base",
     "mm_struct.exec_vm",
     "mm_struct.exe_file",
+    "task_struct.thread_pid",
+    "pid.level",
+    "pid.numbers",
+    "upid.nr",
 )
 
 _REGISTERS: dict[str, dict[str, tuple[str, int]]] = {
@@ -208,6 +213,7 @@ def _registers(btf: Btf) -> dict[str, int]:
         found[f"O_pt_regs__{name}"] = field.offset + within
     if not found:
         raise KernelRefusedError(f"tcptrace does not know the registers of {machine}")
+    found["UPID_BYTES"] = btf.size("upid")
     found["K_SIGACTION_BYTES"] = btf.size("k_sigaction")
     found["PT_REGS_BYTES"] = btf.size("pt_regs")
     found["KERNEL_STACK_BYTES"] = _KERNEL_STACK_BYTES

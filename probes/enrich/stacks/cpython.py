@@ -8,13 +8,11 @@ memory may hold another function: its identity, taken at the event, tells.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import enum
 import os
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import PurePath
 
 from tcptrace.probes.enrich.stacks.cpython_code import Codes
@@ -23,13 +21,8 @@ from tcptrace.probes.enrich.stacks.elfsymbol import Memory, Symbols, modules
 from tcptrace.probes.enrich.stacks.frame import Frame
 
 MODULE = "python"
-EVALUATOR = "_PyEval_EvalFrameDefault"
-"""The C function that executes Python; each call from C to Python makes one more of it."""
+FREED = "its code was freed before it could be read"
 
-FREED = "unknown: its code was freed before it could be read"
-APART = "its place among the native frames is not known"
-
-NO_JOINT = 255  # PYTHON_NO_JOINT
 _ENTRY = 1  # PYTHON_ENTRY
 _FRAME = struct.Struct("=QII")  # struct python_frame
 _MOST_TRIED, _TRIES = 64, 3
@@ -124,13 +117,13 @@ class Interpreter:
     def _try_out(self) -> None:
         """Read what its threads execute now. They run on meanwhile: one that is read whole will do.
 
-        Of a thread that executes no Python (uWSGI in its C loop) only the lists are tried.
+        Where none executes Python (uWSGI in its C loop) only the lists are tried.
         """
         for _ in range(_TRIES):
             results = [self._reads_well(thread) for thread in self._threads()]
             if not results:
                 raise NotPythonError("its interpreter has not started")
-            if any(results) or None in results:
+            if any(results) or False not in results:
                 return
         raise UnsupportedError("its structures are not those of its version")
 
@@ -183,71 +176,3 @@ def _located(pid: int, memory: Memory) -> tuple[int, int, int]:
             if code_type:
                 raise UnsupportedError("a Python older than 3.11")
     raise NotPythonError("there is no CPython in it")
-
-
-def joints_of(entries: Sequence[int], cfas: Sequence[int]) -> list[int]:
-    """Which native frame executes each call from C: as python_join() of bpf/python.h.
-
-    ``entries``: ``python_walk.entries``, as many as there were ``calls``. ``cfas``: for each
-    native frame, the innermost first, the stack pointer that its caller goes on with.
-    """
-    found = []
-    for entry in entries:
-        native = bisect.bisect_right(cfas, entry)
-        found.append(native if native < len(cfas) else NO_JOINT)
-    return found
-
-
-def merged(
-    native: Sequence[Sequence[Frame]],
-    python: Sequence[Sequence[Frame]],
-    joints: Sequence[int] | None = None,
-) -> list[Frame]:
-    """One stack: each native frame that executes Python gives way to that Python.
-
-    ``native``: for each address its function, preceded by what was inlined there. ``python``:
-    as ``Interpreter.frames`` gives it. ``joints``: as ``joints_of``; without them the
-    evaluator's name tells, which a stripped interpreter may lack. If the numbers do not
-    match then, all Python frames stand in one place, and are marked.
-    """
-    groups = [list(group) for group in python]
-    places = _places(native, groups, joints)
-    if places is None:
-        groups, places = _in_one_place(native, groups)
-    at = dict(zip(places, groups, strict=True))
-    stack: list[Frame] = []
-    for index, frames in enumerate(native):
-        stack += at.pop(index, []) or frames
-    return stack + [frame for group in at.values() for frame in group]
-
-
-def _places(
-    native: Sequence[Sequence[Frame]], groups: list[list[Frame]], joints: Sequence[int] | None
-) -> list[int] | None:
-    """For each group a different number: the index of a native frame, or one beyond them."""
-    if joints is None:
-        places = [index for index, frames in enumerate(native) if any(map(is_evaluator, frames))]
-        while len(groups) > len(places) and not groups[-1]:
-            groups.pop()  # 3.15 has a mark below everything
-        return places if len(groups) == len(places) else None
-    outside = range(len(native), len(native) + len(groups))
-    return [
-        joint if joint < len(native) else beyond
-        for joint, beyond in zip([*joints, *outside], outside, strict=False)
-    ]
-
-
-def _in_one_place(
-    native: Sequence[Sequence[Frame]], groups: list[list[Frame]]
-) -> tuple[list[list[Frame]], list[int]]:
-    """Before the outermost part of the stack, from the innermost evaluator on."""
-    marked = [replace(frame, guessed=frame.guessed or APART) for group in groups for frame in group]
-    for index, frames in enumerate(native):
-        if any(map(is_evaluator, frames)):
-            return [[*marked, *frames]], [index]
-    return [marked], [len(native)]
-
-
-def is_evaluator(frame: Frame) -> bool:
-    """Also a part of it that the compiler moved elsewhere (``.cold``)."""
-    return frame.function is not None and frame.function.split(".")[0] == EVALUATOR

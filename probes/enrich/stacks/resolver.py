@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 
 from tcptrace.probes.engine import bpfcall
 from tcptrace.probes.engine.constants import Walk
-from tcptrace.probes.engine.layout import Layout
 from tcptrace.probes.enrich.stacks import stack
+from tcptrace.probes.enrich.stacks.frame import Frame
+from tcptrace.probes.enrich.stacks.kernelside import KernelSide
+from tcptrace.probes.enrich.stacks.pythons import Pythons, PythonStack
 from tcptrace.probes.enrich.stacks.row import CallRow
 from tcptrace.probes.enrich.stacks.space import Files, Region, Space, guesses
 from tcptrace.probes.enrich.stacks.stack import Stack, stack_of
@@ -23,24 +25,6 @@ from tcptrace.probes.enrich.stacks.walk import Position, Walked, code_address, f
 
 _MAX_SPACES = 512
 _WORD = struct.Struct("=Q")
-
-
-@dataclass(frozen=True, slots=True)
-class KernelSide:
-    """Descriptors of the maps and the program that the resolver uses, and their layouts.
-
-    -1 for what is not there: no user stacks, or no kernel stacks, are taken.
-    """
-
-    rows: int = -1
-    chains: int = -1
-    asked_space: int = -1
-    tell_space: int = -1
-    snapshots: int = -1
-    snapshots_bytes: int = 0
-    kernel_stacks: int = -1
-    snapshot: Layout | None = None
-    chain: Layout | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +47,7 @@ class Resolver:
         self._kernel = kernel
         self._files = Files()
         self._spaces: OrderedDict[int, Space] = OrderedDict()
+        self._pythons = Pythons(kernel) if kernel.python_stack else None
 
     def snapshot(self, row: tuple[object, ...]) -> Job:
         """Finish the walk of one record of the ring buffer, and teach the kernel half.
@@ -89,7 +74,8 @@ class Resolver:
         addresses = _addresses(record["addresses"], record["count"])
         if not found.certain and not _all_fixed(addresses, found.space):
             return Job(number, stack.CHANGED)
-        return Job(number, found.space, Walked(addresses, Walk(record["end"])))
+        walked = Walked(addresses, Walk(record["end"]))
+        return Job(number, found.space, walked, self._python(record, joined=True))
 
     def hold(self, pid: int) -> list[Region]:
         """Read a process's mappings now: it may be gone when its first stack comes."""
@@ -97,7 +83,7 @@ class Resolver:
             before = self._identity(pid)
             fresh = Space(pid, self._files)
             if self._identity(pid) == before:
-                fresh.look_closer()
+                self._look_closer(fresh, before[0])
                 return self._keep(before[1], fresh).regions
         return []
 
@@ -117,13 +103,16 @@ class Resolver:
                 self._teach(numbers["image"], address, row)
             elif found.certain:
                 self._teach(numbers["space"], address, row)
-        if (
-            found.certain
-            or walked.end == Walk.COMPLETE
-            or _all_fixed(walked.addresses, found.space)
-        ):
-            return Job(number, found.space, walked)
+        whole = walked.end == Walk.COMPLETE or _all_fixed(walked.addresses, found.space)
+        if found.certain or whole:
+            return Job(number, found.space, walked, self._python(numbers, joined=False))
         return Job(number, stack.CHANGED)
+
+    def _python(self, record: dict[str, int], *, joined: bool) -> PythonStack | None:
+        if self._pythons is None:
+            return None
+        pid, image, number = record["pid"], record["image"], record["python"]
+        return self._pythons.stack(pid, image, number, joined=joined)
 
     def _space(self, pid: int, image: int, identity: int) -> _Found:
         known = self._spaces.get(identity)
@@ -137,10 +126,15 @@ class Resolver:
             return _Found(stack.GONE)
         if now_image != image:
             return _Found(stack.REPLACED)
-        fresh.look_closer()
+        self._look_closer(fresh, image)
         if now != identity:
             return _Found(fresh, certain=False)
         return _Found(self._keep(identity, fresh))
+
+    def _look_closer(self, space: Space, image: int) -> None:
+        space.look_closer()
+        if self._pythons and space.runs_python:
+            space.python_trouble = self._pythons.know(space.pid, image)
 
     def _keep(self, identity: int, space: Space) -> Space:
         self._spaces[identity] = space
@@ -172,27 +166,33 @@ class Job:
     number: int
     space: Space | Stack
     walked: Walked | None = None
+    python: PythonStack | None = None
 
     def stack(self) -> Stack:
         """The functions; the first look into a large program may take seconds."""
         if isinstance(self.space, Stack) or self.walked is None:
             return self.space  # type: ignore[return-value]
-        return _described(self.walked, self.space)
+        return _described(self.walked, self.space, self.python)
 
 
-def _described(walked: Walked, space: Space) -> Stack:
+def _described(walked: Walked, space: Space, python: PythonStack | None) -> Stack:
     """What a guess led to is marked; where it led to no code, it is left out."""
-    frames: list[str] = []
-    guessed = ""
+    native: list[list[Frame]] = []
+    guessed, end = "", walked.end
     for address in walked.addresses:
         at = code_address(address)
         named = space.named(at)
         if not named:
-            return stack_of(frames, Walk.LOST)
-        frames += [str(replace(frame, guessed=guessed) if guessed else frame) for frame in named]
+            end = Walk.LOST
+            break
+        native.append([replace(one, guessed=guessed) for one in named] if guessed else named)
         if guesses(space.row(at)):
             guessed = "frame pointer"
-    return stack_of([*frames, *filter(None, [space.note])], walked.end)
+    if python:
+        frames, notes = python.merged_into(native)
+    else:
+        frames, notes = [frame for group in native for frame in group], []
+    return stack_of([*map(str, frames), *notes, *filter(None, [space.note])], end)
 
 
 def _all_fixed(addresses: list[int], space: Space) -> bool:

@@ -247,3 +247,14 @@ def named(name: str, module: str) -> Frame:
         line = int(found["line"]) if found["line"] else None
         return Frame(found["name"] or "(anonymous)", "node", file=found["file"] or None, line=line)
     return Frame(name, "node" if _V8_OTHER.fullmatch(name) else module)
+
+
+def runs_python(pid: int) -> bool:
+    """Whether CPython is mapped: the program itself, or embedded in another."""
+    try:
+        program = os.readlink(procfs.PROC / str(pid) / "exe")
+        if PurePath(program).name.startswith("python"):
+            return True
+        return "libpython3" in (procfs.PROC / str(pid) / "maps").read_text(errors="replace")
+    except OSError:
+        return False

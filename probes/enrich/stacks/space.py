@@ -106,6 +106,8 @@ class Space:
         self._named: dict[int, list[Frame]] = {}
         self._perf_map: PerfMap | None = None
         self._runtime: runtime.Runtime | None = None
+        self.python_trouble: str | None = None
+        """Why Python frames cannot be read; empty: they can; None: nobody has tried."""
 
     def look_closer(self) -> None:
         """What may be read once it is certain that these are the mappings: it takes longer."""
@@ -135,10 +137,14 @@ class Space:
         return row if row.fits else LOST
 
     @property
+    def runs_python(self) -> bool:
+        return self._runtime is not None and self._runtime.name == "CPython"
+
+    @property
     def note(self) -> str:
         """What the language runtime needs, to tell the names of its own functions; or empty."""
         found = self._runtime
-        if found is None or not found.needs:
+        if found is None or not found.needs or self.python_trouble == "":
             return ""
         return f"[{found.name} {found.version}: {found.needs}]".replace(" :", ":")
 
