@@ -29,8 +29,7 @@ PREFIXES = (
 SAID_IN_PYTHON = {"STACK_COLLISION", "WALK_NOT_COPIED"}
 """What only the user half can find out."""
 
-NOT_COMPILED_YET = {"python.h"}
-TEXTS = {name: text for name, text in sources().items() if name not in NOT_COMPILED_YET}
+TEXTS = sources()
 ALL = "\n".join(TEXTS.values())
 
 
@@ -157,7 +156,7 @@ def test_each_processor_has_the_registers_that_are_read_on_it_and_no_others(mach
 
 SWITCHES = re.compile(
     r"\b(?:(?:FILTER|FOLLOW|TRACE|HAVE|ACCEPT_BY|IO_BY|MAX)_\w+"
-    r"|CODE_IS_FOLLOWED|DEEDS|STACK_USER|STACK_KERNEL|\w*RING_PAGES|SNAPSHOTS_PER_SECOND)\b"
+    r"|CODE_IS_FOLLOWED|DEEDS|STACK_USER|STACK_KERNEL|STACK_PYTHON|\w*RING_PAGES|SNAPSHOTS_PER_SECOND)\b"
 )
 
 
