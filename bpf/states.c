@@ -24,6 +24,8 @@ static __always_inline bool is_birth(u32 old_state, u32 new_state)
 /* FIN_WAIT1 and LAST_ACK are only ever entered by close() and shutdown(). */
 static __always_inline bool is_closed_by_call(struct state_record *r)
 {
+	if (r->old_state == r->new_state) /* close() after shutdown() */
+		return false;
 	if (r->new_state == TCP_CLOSE)
 		return r->old_state == TCP_LISTEN || (r->facts & FACT_FILE_CLOSING);
 	return r->new_state == TCP_FIN_WAIT1 || r->new_state == TCP_LAST_ACK;

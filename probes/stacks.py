@@ -13,8 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tcptrace.probes.enrich.stacks.kernelside import KernelSide
-
 from tcptrace.probes.engine.compiled import Plan
 from tcptrace.probes.engine.constants import Stack as StackId
 from tcptrace.probes.engine.errors import TcptraceError
@@ -22,6 +20,7 @@ from tcptrace.probes.engine.forked import Forked
 from tcptrace.probes.engine.programs import Programs
 from tcptrace.probes.enrich.stacks import stack
 from tcptrace.probes.enrich.stacks.helper import Hold, serve
+from tcptrace.probes.enrich.stacks.kernelside import KernelSide
 from tcptrace.probes.enrich.stacks.stack import SPECIAL, Stack
 from tcptrace.probes.states import STACKS, Event
 
@@ -31,7 +30,7 @@ _MAX_KNOWN = 65536
 _MAX_WAITING = 20_000
 _BATCH = 2048
 """Events handed on at a time: in between, records are read."""
-_MAX_ASKED = 256
+_MAX_ASKED = 1024
 _MANY_RESTARTS = 3
 
 Numbers = tuple[int, ...]

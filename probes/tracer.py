@@ -20,7 +20,9 @@ from tcptrace.probes.accept_queue import AcceptQueue
 from tcptrace.probes.adoption import Adoption
 from tcptrace.probes.deeds import DeedInterpreter
 from tcptrace.probes.engine import bpfcall, tracefs
+from tcptrace.probes.engine.compiled import Plan
 from tcptrace.probes.engine.constants import Setting
+from tcptrace.probes.engine.errors import KernelRefusedError
 from tcptrace.probes.engine.forked import Forked
 from tcptrace.probes.engine.losses import Losses
 from tcptrace.probes.engine.programs import Programs
@@ -65,8 +67,7 @@ class Tracer:
         )
         self._scout = Forked("the inventory", inventory.scout)
         try:
-            plan = plan_of(self.filters, self._options(), self.standing)
-            self._programs = Programs(plan)
+            plan = self._load()
         except BaseException:
             self._scout.close()
             raise
@@ -196,11 +197,19 @@ class Tracer:
             return set(self.filters.pids)
         return procfs.descendants(self.filters.pids)
 
-    def _options(self) -> Options:
+    def _load(self) -> Plan:
         """CPython is only looked for where it runs: the programs for it take long to load."""
-        if not self.options.user_stacks or not _python_is_running(self.filters.pids):
-            return self.options
-        return replace(self.options, python_stacks=True)
+        if self.options.user_stacks and _python_is_running(self.filters.pids):
+            plan = plan_of(self.filters, replace(self.options, python_stacks=True), self.standing)
+            try:
+                self._programs = Programs(plan)
+            except KernelRefusedError:
+                self.notes.append("this kernel does not load what looks for Python functions")
+            else:
+                return plan
+        plan = plan_of(self.filters, self.options, self.standing)
+        self._programs = Programs(plan)
+        return plan
 
     def _open_deeds(self) -> Ring | None:
         if not self.options.deeds:

@@ -103,6 +103,14 @@ class Shop:
         near, near_port = self.customer("connect", self.family.loop, self.port)
         return near, self.cookie_of(near_port)
 
+    def silence_customer(self, *, ended=False):
+        """What it sends does not arrive, until that is ended."""
+        run = self.server.namespace.run
+        run("nft", "flush", "ruleset")
+        if not ended:
+            run("nft", "add table inet t { chain c { type filter hook input priority 0; }; }")
+            run("nft", f"add rule inet t c tcp dport {self.port} drop")
+
     def cookie_of(self, near_port):
         return self.server.namespace.socket(self.port, near_port)["cookie"]
 
@@ -142,6 +150,16 @@ class Connection:
 
 def the(events, new_state):
     (one,) = [event for event in events if event["new_state"] == new_state]
+    return one
+
+
+def told(tracer, cookie, new_state):
+    """The event of this transition, whatever comes after it."""
+
+    def arrived(_):
+        return [one for one in tracer.of(cookie) if one["new_state"] == new_state]
+
+    (one,) = tracer.wait_for(arrived, f"{new_state} of {cookie}")
     return one
 
 

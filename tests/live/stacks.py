@@ -47,7 +47,7 @@ WAYS = {
     "right": ["right"],
     "big_room": ["big_room"],
     "gap": ["gap"],
-    "variable 700": ["variable"],
+    "variable 200": ["variable"],
     "aligned 100": ["realigned"],
     "inlined": ["inner [inlined]", "middle [inlined]", "outer"],
     "unlikely": ["unlikely"],

@@ -1,4 +1,4 @@
-"""Programs that are somebody else before anybody can look: exit, exec, vfork, dlclose.
+"""Processes that are several, or others before anybody can look: fork, exec, exit, a reused pid.
 
 What is shown is what ran then; or that it is not known. Never what is there now.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 
 import pytest
-from guilty import Connection, Starter, build, check_life, the, twin
-from harness import Tcptrace, check_stream
-from stacks import check, check_unless_unknown, frame, frames, is_note, modules, own
+from guilty import USUAL, Starter, build, check_life, the, told, twin
+from harness import V4, V6, Tcptrace, check_stream
+from stacks import check, check_unless_unknown, frames
 
 FIXED = ("-O2", "-g", "-no-pie")
 """A program and its twin lie at the same addresses in every process."""
@@ -33,9 +32,14 @@ def start(ns):
         yield starter
 
 
-@pytest.fixture
-def shop(start, family):
-    return start.shop(family, build(*FIXED))
+@pytest.fixture(
+    params=[(V4, FIXED), (V6, FIXED), (V4, USUAL)], ids=["ipv4-no_pie", "ipv6-no_pie", "ipv4-pie"]
+)
+def shop(request, start):
+    family, flags = request.param
+    found = start.shop(family, build(*flags))
+    found.twin = twin(*flags)
+    return found
 
 
 WARM = pytest.mark.parametrize("warm", [False, True], ids=["unknown", "known"])
@@ -60,10 +64,10 @@ def test_exit_at_once(shop, tracer, warm, deed):
         shop.server.send("then_exit", "close", one.far)
     shop.server.wait()
     if deed == "accept":
-        event = the(tracer.story(cookie, until="FIN_WAIT2"), "ESTABLISHED")
+        event = told(tracer, cookie, "ESTABLISHED")
         stack = event["birth_stack"]
     else:
-        event = the(tracer.story(cookie, until="FIN_WAIT2"), "FIN_WAIT1")
+        event = told(tracer, cookie, "FIN_WAIT1")
         stack = event["close_stack"]
     assert event["pid"] == shop.server.pid
     (check if warm else check_unless_unknown)(stack, frames("then_exit", deed=deed), deed)
@@ -76,14 +80,14 @@ def test_exec_at_once(shop, tracer, warm, deed):
     get_known(shop, tracer, warm)
     if deed == "accept":
         near, cookie = shop.queued()
-        assert shop.server("then_exec", twin(*FIXED), "accept", shop.listener) == [shop.server.pid]
+        assert shop.server("then_exec", shop.twin, "accept", shop.listener) == [shop.server.pid]
         shop.customer("close", near)
-        event = the(tracer.story(cookie, until="CLOSE_WAIT"), "CLOSE_WAIT")
+        event = told(tracer, cookie, "CLOSE_WAIT")
         stack = event["birth_stack"]
     else:
         one = shop.arrival()
-        assert shop.server("then_exec", twin(*FIXED), "close", one.far) == [shop.server.pid]
-        event = the(tracer.story(one.cookie, until="FIN_WAIT2"), "FIN_WAIT1")
+        assert shop.server("then_exec", shop.twin, "close", one.far) == [shop.server.pid]
+        event = told(tracer, one.cookie, "FIN_WAIT1")
         stack = event["close_stack"]
     assert event["pid"] == shop.server.pid
     (check if warm else check_unless_unknown)(stack, frames("then_exec", deed=deed), deed)
@@ -94,7 +98,7 @@ def test_exec_between_two_deeds(shop, tracer):
     check_life(*shop.arrival("left").whole(tracer), "left")
     one = shop.arrival("left")
     one.greet()
-    shop.server("exec", twin(*FIXED))
+    shop.server("exec", shop.twin)
     one.left(tracer)
     last_ack = one.ended(tracer)
     check(last_ack["birth_stack"], frames("left", deed="accept"), "accept")
@@ -109,9 +113,57 @@ def test_fork_and_exec(shop, tracer):
     check_life(*shop.arrival("left").whole(tracer), "left")
     child = shop.server.fork()
     check_life(*shop.arrival("left", server=child).whole(tracer), "left")
-    child("exec", twin(*FIXED))
+    child("exec", shop.twin)
     check_life(*shop.arrival("left", server=child).whole(tracer), "left", module="innocent")
     check_life(*shop.arrival("left").whole(tracer), "left")
+
+
+def test_prefork(shop, tracer):
+    """The children lie in the same places as their parent, and are told apart from it."""
+    servers = [*(shop.server.fork() for _ in range(3)), shop.server]
+    for server, way in zip(servers, ["left", "right", "deep 3", "thread"], strict=True):
+        close_wait, last_ack = shop.arrival(way, server=server).whole(tracer)
+        assert close_wait["pid"] == last_ack["pid"] == server.pid
+        check_life(close_wait, last_ack, way)
+
+
+def test_inherited(shop, tracer):
+    """Accepted by the parent, closed by the child: each deed is shown as its own doer's."""
+    one = shop.arrival("left")
+    child = shop.server.fork()
+    shop.server("deep 3", "close", one.far)
+    one.left(tracer)
+    assert child("right", "read", one.far, 5) == [0]
+    child("right", "close", one.far)
+    last_ack = the(tracer.story(one.cookie), "LAST_ACK")
+    assert last_ack["pid"] == child.pid
+    check(last_ack["birth_stack"], frames("left", deed="accept"), "accept")
+    check(last_ack["eof_stack"], frames("right", deed="read"), "read")
+    check(last_ack["close_stack"], frames("right", deed="close"), "close")
+
+
+def test_ended_by_another_holder(shop, tracer):
+    """A child that shares the socket shuts it down: its stack is not its parent's."""
+    one = shop.arrival("left")
+    child = shop.server.fork()
+    child("right", "shutdown", one.far)
+    event = told(tracer, one.cookie, "FIN_WAIT1")
+    assert event["pid"] == shop.server.pid
+    assert event["user_stack"] is None
+    if event["close_stack"]:  # who did it may be told, but not as somebody else
+        check(event["close_stack"], frames("right", deed="shutdown"), "shutdown")
+
+
+def test_both_ends_in_one_process(shop, tracer):
+    """A packet reaches the one while the process runs: but in a call on the other."""
+    near, _ = shop.server("connect", shop.family.loop, shop.port)
+    far, _ = shop.server("left", "accept", shop.listener)
+    cookie = shop.server.cookie(far)
+    shop.server("right", "close", near)
+    close_wait = tracer.story(cookie, until="CLOSE_WAIT")[-1]
+    assert close_wait["pid"] == shop.server.pid
+    assert close_wait["user_stack"] is close_wait["close_stack"] is None
+    check(close_wait["birth_stack"], frames("left", deed="accept"), "accept")
 
 
 def test_reused_pid(start, shop, tracer):
@@ -120,7 +172,7 @@ def test_reused_pid(start, shop, tracer):
     check_life(*shop.arrival("left", server=first).whole(tracer), "left")
     first.send("exit")
     first.wait()
-    other = start.shop(shop.family, twin(*FIXED))
+    other = start.shop(shop.family, shop.twin)
     stranger = other.server.fork(pid=first.pid)
     assert stranger.pid == first.pid
     events = other.arrival("left", server=stranger).whole(tracer)
@@ -132,67 +184,10 @@ def test_vfork_and_exec(shop, tracer, warm):
     """The child accepts within its parent's memory, then becomes another program."""
     get_known(shop, tracer, warm)
     near, cookie = shop.queued()
-    (child,) = shop.server("vforked", twin(*FIXED), "accept", shop.listener)
+    (child,) = shop.server("vforked", shop.twin, "accept", shop.listener)
     shop.customer("close", near)
-    event = the(tracer.story(cookie, until="CLOSE_WAIT"), "CLOSE_WAIT")
+    event = told(tracer, cookie, "CLOSE_WAIT")
     assert event["pid"] == child
     checked = check if warm else check_unless_unknown
     checked(event["birth_stack"], frames("vforked", deed="accept"), "accept")
     check_life(*shop.arrival("left").whole(tracer), "left")
-
-
-@pytest.fixture
-def host(start, family):
-    return start.shop(family, build(source="stacks/host.c", name="host"))
-
-
-def library(function, name=None):
-    flags = ("-O2", "-g", "-shared", "-fPIC", f"-DFUNCTION={function}")
-    return build(*flags, source="stacks/plugin.c", name=name or f"{function}.so")
-
-
-def closed(tracer, one):
-    return the(tracer.story(one.cookie, until="FIN_WAIT2"), "FIN_WAIT1")["close_stack"]
-
-
-def in_library(name, *callers):
-    within, function = frame("within", "plugin.c"), frame("FUNCTION", "plugin.c")
-    inner = [within, function.replace("FUNCTION", name)]
-    outer = [frame(mark, "host.c").replace("host_close", "do_close") for mark in callers]
-    return [*inner, *outer, *map(frame, ["perform", "obey", "main"])]
-
-
-@pytest.mark.parametrize("same_name", [False, True], ids=["names", "one_name"])
-def test_library_comes_and_goes(host, tracer, same_name):
-    """Another library at the address of one that was seen there."""
-    places = []
-    for name in ["first_close", "other_close", "first_close"]:
-        path = library(name, "plugin.so" if same_name else None)
-        places.append(host.server("load", path, name))
-        one = Connection(host, (), host.server)
-        host.server("close", name, one.far)
-        stack = closed(tracer, one)
-        assert own(stack) == in_library(name, "host_close"), stack
-        assert modules(stack) == {"host", path.name}
-        host.server("unload")
-    assert places[0] == places[1]  # else the test shows nothing
-
-
-@WARM
-def test_library_is_swapped_at_once(host, tracer, warm):
-    """The other one is there before the first one's stack is looked at."""
-    first = library("first_close")
-    before = host.server("load", first, "first_close")
-    if warm:
-        one = Connection(host, (), host.server)
-        host.server("close", "first_close", one.far)
-        assert own(closed(tracer, one)) == in_library("first_close", "host_close")
-    one = Connection(host, (), host.server)
-    words = "swap", "first_close", one.far, library("other_close"), "other_close"
-    assert host.server(*words) == before
-    stack = closed(tracer, one)
-    assert stack
-    assert not [text for text in stack if "other_close" in text], stack
-    if warm or not is_note(stack[-1]):
-        assert own(stack) == in_library("first_close", "host_close", "do_swap"), stack
-        assert Path(first).name in modules(stack)

@@ -146,7 +146,7 @@ NOIPA static int do_throw(char **words, char *)
 }
 
 const struct command commands[] = {
-	{"cookie", do_cookie}, {"accept", do_accept}, {"read", do_read},
+	{"cookie", do_cookie}, {"fork", do_fork}, {"accept", do_accept}, {"read", do_read},
 	{"close", do_close},   {"throw", do_throw},   {"listen", [](char **words, char *reply) {
 		 int fd = bound_to(words[1], number(words[2]));
 

@@ -63,6 +63,7 @@ static int do_accept(char **words, char *reply)
 }
 
 const struct command commands[] = {
-	{"cookie", do_cookie}, {"listen", do_listen}, {"accept", do_accept}, {"load", do_load},
-	{"unload", do_unload}, {"close", do_close},   {"swap", do_swap},     {NULL, NULL},
+	{"cookie", do_cookie}, {"fork", do_fork},     {"listen", do_listen},
+	{"accept", do_accept}, {"load", do_load},     {"unload", do_unload},
+	{"close", do_close},   {"swap", do_swap},     {NULL, NULL},
 };
