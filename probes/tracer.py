@@ -42,6 +42,8 @@ _SETTLE_S = 0.005
 """A system call that was past the tracepoint when it was attached, and lost its CPU before it
 stored the new state, would be seen by the inventory in its old state: let it come to its end."""
 _HELD_AT_START = 512
+_UNDER_WAY_NS = 1_000_000
+"""A record that old is in its ring, if its program was not interrupted for longer."""
 _CHILD_WAITS_NS = 100_000_000
 """A child that nobody accepted for so long is told as it stands."""
 
@@ -80,6 +82,7 @@ class Tracer:
         self._losses = Losses(self._programs)
         self._accept_queue = AcceptQueue()
         self._spawned: set[int] = set()
+        self._held: list[Event] = []
         self._stacks = Stacks(
             kernel_side(self._programs, plan), self.notes, inline=self.options.inline_stacks
         )
@@ -138,8 +141,10 @@ class Tracer:
 
     def read(self) -> list[Event]:
         """The transitions since the last call, owners settled."""
-        told = self._drain_deeds()  # first: what led to a transition is older than it
-        told += [event for row in self._ring.drain() for event in self._events(row)]
+        until = time.monotonic_ns() - _UNDER_WAY_NS
+        told = [event for row in self._ring.drain() for event in self._events(row)]
+        if self._deeds:
+            told = self._in_order(told + self._drain_deeds(), until)
         told += [self._settled(event) for event in self._accept_queue.overdue()]
         # several CPUs write, and some events were kept back
         return self._stacks.pass_on(sorted(told, key=_time))
@@ -149,13 +154,14 @@ class Tracer:
         events = self.read()
         while self._ring.has_backlog:
             events += self.read()
-        last = [self._settled(event) for event in self._accept_queue.rest()]
+        last = self._held + [self._settled(event) for event in self._accept_queue.rest()]
+        self._held = []
         return events + self._stacks.pass_on(last) + self._stacks.rest()
 
     @property
     def keeps_back(self) -> bool:
         """Whether ``read`` has to be called again soon, also if no record comes."""
-        return len(self._accept_queue) > 0 or len(self._stacks) > 0
+        return len(self._accept_queue) > 0 or len(self._stacks) > 0 or bool(self._held)
 
     @property
     def is_behind(self) -> bool:
@@ -217,6 +223,15 @@ class Tracer:
         ring, layout = self._programs.map("deeds"), self._programs.layout("deed")
         self._deed_interpreter = DeedInterpreter(layout.names)
         return Ring(ring.fd, ring.max_entries, layout)
+
+    def _in_order(self, events: list[Event], until_ns: int) -> list[Event]:
+        """Two rings are read one after the other: what is newer than both waits for the next time.
+
+        So do the events of the other ring that are newer than one which waits.
+        """
+        events = sorted(self._held + events, key=_time)
+        self._held = [event for event in events if _time(event) > until_ns]
+        return events[: len(events) - len(self._held)]
 
     def _drain_deeds(self) -> list[Event]:
         rows = self._deeds.drain() if self._deeds else []

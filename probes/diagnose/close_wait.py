@@ -118,7 +118,7 @@ def _unread(recv_q: int) -> list[str]:
 def _which(members: list[Flow]) -> str:
     shown = ", ".join(_one(flow.last) for flow in members[:_MAX_SHOWN])
     more = f" and {len(members) - _MAX_SHOWN} more" if len(members) > _MAX_SHOWN else ""
-    return f"{shown}{more}."
+    return f"Sockets: {shown}{more}."
 
 
 def _one(event: Event) -> str:

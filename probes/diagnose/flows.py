@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 _MAX_FLOWS = 65536
+_MAX_CLOSED = 4096
 _MAX_STACKS = 16384
 
 Event = dict[str, Any]
@@ -35,6 +36,8 @@ class Flow:
     errors: int = 0
     reset: Event | None = None
     closed: Event | None = None
+    came_from: str | None = None
+    """The state before CLOSE."""
 
     @property
     def evidence(self) -> list[int]:
@@ -45,9 +48,13 @@ class Flow:
 
 @dataclass(slots=True)
 class Flows:
-    """All sockets that were heard of, by cookie, and the stacks by their ids."""
+    """All sockets that were heard of, by cookie, and the stacks by their ids.
+
+    What is in CLOSE is kept apart, for a while: a write may still fail, a RST still be told.
+    """
 
     by_cookie: OrderedDict[str, Flow] = field(default_factory=OrderedDict)
+    gone: OrderedDict[str, Flow] = field(default_factory=OrderedDict)
     stacks: OrderedDict[str, list[str]] = field(default_factory=OrderedDict)
     now_s: float = 0.0
 
@@ -60,8 +67,11 @@ class Flows:
             return None
         flow = self._flow(event)
         _NOTES.get(event["event"], _ignore)(flow, event)
-        if flow.state == "CLOSE" and event["event"] == "state":
-            self.by_cookie.pop(flow.cookie, None)
+        if flow.state == "CLOSE" and flow.cookie in self.by_cookie:
+            del self.by_cookie[flow.cookie]
+            self.gone[flow.cookie] = flow
+            if len(self.gone) > _MAX_CLOSED:
+                self.gone.popitem(last=False)
         return flow
 
     def frames(self, stack_id: str | None) -> list[str]:
@@ -75,14 +85,15 @@ class Flows:
 
     def _flow(self, event: Event) -> Flow:
         cookie = event["cookie"]
-        flow = self.by_cookie.get(cookie)
+        flow = self.by_cookie.get(cookie) or self.gone.get(cookie)
         if flow is None:
-            state = event.get("new_state") or event.get("state") or ""
-            flow = Flow(cookie, state, seconds(event["ts"]), event)
+            # Its state is known from transitions only: what else is told may be about the past.
+            flow = Flow(cookie, event.get("new_state") or "", seconds(event["ts"]), event)
             self.by_cookie[cookie] = flow
             while len(self.by_cookie) > _MAX_FLOWS:
                 self.by_cookie.popitem(last=False)
-        self.by_cookie.move_to_end(cookie)
+        if cookie in self.by_cookie:
+            self.by_cookie.move_to_end(cookie)
         if event.get("pid") or flow.last.get("pid") is None:
             flow.last = event
         return flow
@@ -95,6 +106,8 @@ def seconds(ts: str) -> float:
 
 def _state(flow: Flow, event: Event) -> None:
     flow.state, flow.since_s = event["new_state"], seconds(event["ts"])
+    if flow.state == "CLOSE":
+        flow.came_from = event["old_state"]
     if event["reason"] == "fin_received" and flow.fin is None:
         flow.fin = event
     if event["reason"] in ("local_close", "shutdown", "process_exit"):

@@ -26,30 +26,35 @@ class Resets:
     def reset(self, event: Event, flow: Flow, flows: Flows) -> list[Finding]:
         """For a RST that was sent, and whose cause is a rule's."""
         code = _CODES.get(event["reason"]) if event["direction"] == "sent" else None
-        if code is None or event["pid"] is None:
+        owner = event if event["pid"] else flow.last  # the kernel half has forgotten an orphan
+        if code is None or owner["pid"] is None:
             return []
         stack_id = event["user_stack_id"] or (flow.closed or {}).get("user_stack_id")
-        key = (code, event["pid"], stack_id)
+        key = (code, owner["pid"], stack_id)
         if flows.now_s - self._told.get(key, 0.0) < _AGAIN_S:
             return []
         self._told[key] = flows.now_s
-        return [_finding(code, event, flow, flows, stack_id)]
+        return [_finding(code, event, owner, flow, flows.frames(stack_id), stack_id)]
 
 
-def _finding(code: str, event: Event, flow: Flow, flows: Flows, stack_id: str | None) -> Finding:
-    where = place(flows.frames(stack_id))
+def _finding(
+    code: str, event: Event, owner: Event, flow: Flow, frames: list[str], stack_id: str | None
+) -> Finding:
+    where = place(frames)
     inside = f" in {where}" if where else ""
+    before = flow.came_from if event["state"] == "CLOSE" else event["state"]
+    state = f" The socket was in {before}." if before else ""
     says = (
-        f"{event['comm']} (pid {event['pid']}) sent a RST to {peer(event)} at {clock(event)}: "
-        f"{_WHY[code]}{inside}. The socket was in {event['state']}."
+        f"{owner['comm']} (pid {owner['pid']}) sent a RST to {peer(event)} at {clock(event)}: "
+        f"{_WHY[code]}{inside}.{state}"
     )
     return Finding(
         code,
         says,
-        event,
+        owner,
         cookies=[flow.cookie],
         evidence=[*flow.evidence, event["seq"]],
         stack_id=stack_id,
-        birth_stack_id=event["birth_stack_id"],
+        birth_stack_id=owner.get("birth_stack_id"),
         incident=incident_of(flow),
     )

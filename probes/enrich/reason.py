@@ -128,7 +128,11 @@ def _closed(old: int, facts: int, error: int, outlived: bool) -> Cause:
         return Cause(_local(facts), "gone")
     if not facts & (Fact.HAS_SOCKET | Fact.ORPHAN):
         return Cause("listener_closed", "gone")
-    return Cause("disconnect" if facts & Fact.LOCKED_BY_CURRENT else "other", "gone")
+    if facts & Fact.LOCKED_BY_CURRENT:
+        return Cause("disconnect", "gone")
+    # A poller may take the error, and so clear it, before the timer closes the socket:
+    # tcp_write_err() of tcp_timer.c reports first.
+    return Cause("timeout" if old == _S.SYN_SENT else "other", "gone")
 
 
 def _needs_reset(old: int, facts: int) -> bool:

@@ -26,6 +26,7 @@ REASONS = {
     "other": "none of the above, or not known",
 }
 
+_DISCONNECT = "TCP_STATE"
 _KERNELS = {
     "NO_SOCKET": "no_socket",
     "TCP_ABORT_ON_LINGER": "linger_zero",
@@ -57,6 +58,8 @@ def reason(kernels: str | None, facts: int, state: str | None, *, sent: bool) ->
     """One of REASONS."""
     if not sent:
         return "rst_received"
+    if facts & Fact.FILE_CLOSING and facts & Fact.LINGER_ZERO and kernels in (None, _DISCONNECT):
+        return "linger_zero"  # by way of tcp_disconnect(), whose word it is then
     if kernels in _KERNELS:
         return _KERNELS[kernels]
     if state in ("LISTEN", "TIME_WAIT"):
