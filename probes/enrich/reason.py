@@ -124,15 +124,19 @@ def _closed(old: int, facts: int, error: int, outlived: bool) -> Cause:
         return _active_close_ended(old, facts, outlived)
     if old == _S.LAST_ACK:
         return Cause("ack_received", "gone")
+    return Cause(_without_error(old, facts), "gone")
+
+
+def _without_error(old: int, facts: int) -> str:
     if facts & Fact.FILE_CLOSING:
-        return Cause(_local(facts), "gone")
+        return _local(facts)
     if not facts & (Fact.HAS_SOCKET | Fact.ORPHAN):
-        return Cause("listener_closed", "gone")
+        return "listener_closed"
     if facts & Fact.LOCKED_BY_CURRENT:
-        return Cause("disconnect", "gone")
+        return "disconnect"
     # A poller may take the error, and so clear it, before the timer closes the socket:
     # tcp_write_err() of tcp_timer.c reports first.
-    return Cause("timeout" if old == _S.SYN_SENT else "other", "gone")
+    return "timeout" if old == _S.SYN_SENT else "other"
 
 
 def _needs_reset(old: int, facts: int) -> bool:
