@@ -7,7 +7,7 @@ import pytest
 from tcptrace.probes.engine.forked import Channel, Forked
 from tcptrace.probes.enrich.stacks import helper
 from tcptrace.probes.enrich.stacks.helper import Hold, serve
-from tcptrace.probes.enrich.stacks.resolver import KernelSide
+from tcptrace.probes.enrich.stacks.kernelside import KernelSide
 from tcptrace.probes.enrich.stacks.stack import stack_of
 
 DEED = []

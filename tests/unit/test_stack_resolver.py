@@ -11,7 +11,8 @@ from tcptrace.probes.engine.constants import Row, Walk
 from tcptrace.probes.engine.layout import Layout
 from tcptrace.probes.enrich.stacks import resolver, stack
 from tcptrace.probes.enrich.stacks.frame import Frame
-from tcptrace.probes.enrich.stacks.resolver import KernelSide, Resolver
+from tcptrace.probes.enrich.stacks.kernelside import KernelSide
+from tcptrace.probes.enrich.stacks.resolver import Resolver
 from tcptrace.probes.enrich.stacks.row import FRAME_POINTER, LOST, CallRow
 from tcptrace.probes.enrich.stacks.walk import EXACT
 from tests.unit.c_text import c_struct, sources, with_numbers

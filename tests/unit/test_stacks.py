@@ -7,7 +7,7 @@ from tcptrace.probes.engine.constants import Stack as StackId
 from tcptrace.probes.engine.errors import TcptraceError
 from tcptrace.probes.engine.layout import Layout
 from tcptrace.probes.enrich.stacks.helper import Hold
-from tcptrace.probes.enrich.stacks.resolver import KernelSide
+from tcptrace.probes.enrich.stacks.kernelside import KernelSide
 from tcptrace.probes.enrich.stacks.stack import stack_of
 from tcptrace.probes.stacks import Stacks
 
