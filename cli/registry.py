@@ -13,4 +13,5 @@ COMMANDS = {
     "record": "tcptrace.cli.diagnose:record",
     "explain": "tcptrace.cli.explain:command",
     "doctor": "tcptrace.cli.doctor:command",
+    "lab": "tcptrace.lab.command:command",
 }
