@@ -9,7 +9,7 @@ import click
 
 from tcptrace.cli import tracing
 from tcptrace.cli.options import Seconds
-from tcptrace.cli.recording import diagnose_recording
+from tcptrace.cli.recording import Recording, diagnose_recording
 from tcptrace.probes.diagnose.engine import Diagnosis
 from tcptrace.probes.diagnose.rules import codes_of
 from tcptrace.probes.engine.errors import UsageError
@@ -46,11 +46,23 @@ def diagnose(
     if recording is None:
         _run("diagnose", command_line, values, older_than)
         return
+    source = Recording(recording)
+    _check_from(source, command_line, values)
     sink = tracing.open_sink(values, _SHOWN)
     try:
-        diagnose_recording(recording, Diagnosis(codes_of("diagnose"), older_than), sink)
+        diagnose_recording(source, Diagnosis(codes_of("diagnose"), older_than), sink)
     finally:
         sink.close()
+
+
+def _check_from(source: Recording, command_line: tuple[str, ...], values: dict[str, Any]) -> None:
+    """Before the output is opened, which would empty it."""
+    if command_line or values["pid"]:
+        raise UsageError("--from reads a recording: it takes no -p and no command")
+    source.start()
+    output = values["output"]
+    if output and output.exists() and output.samefile(source.path):
+        raise UsageError(f"{output} is the recording itself: it would be written over")
 
 
 @click.command("record", context_settings=tracing.SETTINGS)

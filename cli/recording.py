@@ -28,22 +28,33 @@ class Recording:
 
     path: Path
     notes: list[str] = field(default_factory=list)
+    _rest: Iterator[bytes] | None = None
+    _first: Event | None = None
 
-    def events(self) -> Iterator[Event]:
-        """In order.
+    def start(self) -> None:
+        """Open it and look at its first event. A pipe is read as it comes.
 
         Raises:
             UsageError: the file cannot be read, or is no recording of a schema known here.
         """
+        self._rest = self._lines()
+        first = next(self._rest, b"")
+        self._first = self._event(1, first)
+        self._check_start(self._first or {})
+
+    def events(self) -> Iterator[Event]:
+        """In order. Raises UsageError, as ``start``, which it calls if nobody has."""
+        if self._rest is None:
+            self.start()
+        assert self._rest is not None
+        assert self._first is not None
+        yield self._first
         ended = False
-        for number, line in enumerate(self._lines(), 1):
+        for number, line in enumerate(self._rest, 2):
             event = self._event(number, line)
-            if event is None:
-                continue
-            if number == 1:
-                self._check_start(event)
-            ended = event["event"] == "end"
-            yield event
+            if event is not None:
+                ended = event["event"] == "end"
+                yield event
         if not ended:
             self.notes.append(f"{self.path} has no end: it was cut off; what is there was read")
 
@@ -63,12 +74,15 @@ class Recording:
         if known:
             return dict(event)
         if number == 1:
-            raise UsageError(
-                f"{self.path} is no recording of tcptrace",
-                help="Make one:  sudo tcptrace record -o FILE",
-            )
+            raise self._no_recording()
         self.notes.append(f"{self.path} line {number} is no event: left out")
         return None
+
+    def _no_recording(self) -> UsageError:
+        return UsageError(
+            f"{self.path} is no recording of tcptrace",
+            help="Make one:  sudo tcptrace record -o FILE",
+        )
 
     def _check_start(self, event: Event) -> None:
         version = str(event.get("schema", ""))
@@ -82,22 +96,23 @@ class Recording:
             )
 
 
-def diagnose_recording(path: Path, diagnosis: Diagnosis, sink: Sink) -> None:
+def diagnose_recording(recording: Recording, diagnosis: Diagnosis, sink: Sink) -> None:
     """All findings of a recording, as a live run gives them."""
-    recording = Recording(path)
-    seq = 0
+    last: Event | None = None
     for event in recording.events():
         if event["event"] in _OURS:
             continue
-        seq = max(seq, int(event.get("seq") or 0))
         try:
             findings = diagnosis.feed([event]) + diagnosis.tick(seconds(event["ts"]))
-        except (KeyError, ValueError, TypeError):
-            recording.notes.append(f"{path}: event {event.get('seq')} lacks fields: left out")
+            shown = {"ts": event["ts"], "seq": int(event["seq"])}
+        except (KeyError, ValueError, TypeError, AttributeError):
+            recording.notes.append(
+                f"{recording.path}: event {event.get('seq')}: lacks fields: left out"
+            )
             continue
-        _show(findings, event, sink)
-        last = event
-    if seq:
+        _show(findings, shown, sink)
+        last = shown
+    if last:
         _show(diagnosis.finish(), last, sink)
     for note in recording.notes:
         click.echo(f"tcptrace: {note}", err=True)
@@ -106,4 +121,4 @@ def diagnose_recording(path: Path, diagnosis: Diagnosis, sink: Sink) -> None:
 def _show(findings: list[Event], event: Event, sink: Sink) -> None:
     """With the time of the event that brought them to light."""
     if findings:
-        sink.write([{"ts": event["ts"], "seq": event["seq"], **finding} for finding in findings])
+        sink.write([event | finding for finding in findings])

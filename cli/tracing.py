@@ -53,6 +53,8 @@ def trace(
     ``shows``: the kinds of events that text shows (None: all).
     """
     filters = options.chosen(values, command=bool(command_line))
+    if filters.states and (deeds or diagnosis):
+        raise UsageError("--state would hide what the rules look at: leave it out")
     _check_output(values)
     require_privileges()
     spawned = Spawned(command_line, to_stderr=not values["output"]) if command_line else None

@@ -13,13 +13,17 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import click
 from click.testing import CliRunner
 
 from tcptrace.cli.main import cli
 from tcptrace.cli.registry import COMMANDS
 from tcptrace.probes import rungs
+from tcptrace.probes.diagnose.rules import COMMANDS as RULED
+from tcptrace.probes.diagnose.rules import RULES
 from tcptrace.probes.engine import schema
 from tcptrace.probes.engine.schema import Field
+from tcptrace.probes.enrich import resetreason
 from tcptrace.probes.enrich.reason import REASONS
 
 ROOT = Path(__file__).parents[1]
@@ -34,9 +38,9 @@ _TYPES = {"strings": "array of strings"}
 
 
 def help_text(name: str) -> str:
-    """What ``tcptrace NAME --help`` prints, 80 columns wide."""
+    """What ``tcptrace NAME --help`` prints on 80 columns, of which click leaves two free."""
     shown = CliRunner().invoke(
-        cli, [name, "--help"], prog_name="tcptrace", terminal_width=80, catch_exceptions=False
+        cli, [name, "--help"], prog_name="tcptrace", terminal_width=78, catch_exceptions=False
     )
     return shown.output
 
@@ -106,6 +110,47 @@ def _reasons() -> str:
     return _table(["`reason`", "meaning"], ((f"`{name}`", says) for name, says in REASONS.items()))
 
 
+def _reset_reasons() -> str:
+    reasons = resetreason.REASONS.items()
+    return _table(["`reason`", "meaning"], ((f"`{name}`", says) for name, says in reasons))
+
+
+def _rules(command: str | None = None) -> Callable[[], str]:
+    """Of one command, or all with their commands."""
+    head = ["code", "name", "severity", *([] if command else ["alone"]), "looks for", "advice"]
+    return lambda: _table(
+        head,
+        (
+            (
+                f"`{rule.code}`",
+                f"`{rule.name}`",
+                rule.severity,
+                *([] if command else [f"[`{rule.command}`](commands/{rule.command}.md)"]),
+                rule.looks_for,
+                rule.advice,
+            )
+            for rule in RULES.values()
+            if command in (None, rule.command)
+        ),
+    )
+
+
+def _shared_options() -> str:
+    """Those that a command shares with states, which explains them."""
+    command = cli.get_command(click.Context(cli), "states")
+    names = [
+        f"`{name}`"
+        for one in (command.params if command else [])
+        if isinstance(one, click.Option)
+        for name in [*one.opts, *one.secondary_opts]
+    ]
+    return (
+        f"{', '.join(names)} and `-- CMD` are those of `states`: "
+        "[filters](states.md#filters), [a command](states.md#running-a-command), "
+        "[output](states.md#output), [stacks](states.md#stacks).\n"
+    )
+
+
 def _rungs() -> str:
     return _table(
         ["fact", "rungs, best first", "without any of them"],
@@ -123,7 +168,11 @@ def _rungs() -> str:
 _PARTS: dict[str, Callable[[], str]] = {
     "events": _events,
     "reasons": _reasons,
+    "reset reasons": _reset_reasons,
+    "rules": _rules(),
     "rungs": _rungs,
+    "shared options": _shared_options,
+    **{f"rules {name}": _rules(name) for name in RULED},
     **{f"help {name}": _help(name) for name in COMMANDS},
 }
 

@@ -33,7 +33,7 @@ class CloseWait:
         ]
 
     def _is_due(self, flow: Flow, now_s: float) -> bool:
-        return flow.old or now_s - flow.since_s >= self.older_than_s
+        return _is_older(flow) or now_s - flow.since_s >= self.older_than_s
 
     def _is_news(self, key: tuple[object, ...], members: list[Flow]) -> bool:
         cookies = {flow.cookie for flow in members}
@@ -62,12 +62,16 @@ def _code(flow: Flow) -> str:
         return "CW03"
     if flow.eof:
         return "CW01"
-    return "CW04" if flow.old else "CW02"
+    return "CW04" if _is_older(flow) else "CW02"
+
+
+def _is_older(flow: Flow) -> bool:
+    """In CLOSE_WAIT already when tracing began: how long is not known."""
+    return flow.old and flow.fin is None
 
 
 def _finding(code: str, members: list[Flow], flows: Flows) -> Finding:
     first = min(members, key=lambda flow: flow.since_s)
-    unknown = ["when its FIN came, and how it was made: it is older than tcptrace"]
     return Finding(
         code,
         " ".join(_says(code, members, first, flows)),
@@ -77,13 +81,19 @@ def _finding(code: str, members: list[Flow], flows: Flows) -> Finding:
         stack_id=(first.eof or {}).get("user_stack_id"),
         birth_stack_id=first.last.get("birth_stack_id"),
         since=first.fin["ts"] if first.fin else None,
-        unknown=unknown if first.old else [],
+        unknown=_unknown(first),
     )
+
+
+def _unknown(first: Flow) -> list[str]:
+    if _is_older(first):
+        return ["when its FIN came, and how it was made: it is older than tcptrace"]
+    return ["how it was made: it is older than tcptrace"] if first.old else []
 
 
 def _says(code: str, members: list[Flow], first: Flow, flows: Flows) -> list[str]:
     last = first.last
-    longest = "" if first.old else f", the longest for {span(flows.now_s - first.since_s)}"
+    longest = "" if _is_older(first) else f", the longest for {span(flows.now_s - first.since_s)}"
     where = f"of {last['comm']} (pid {last['pid']})"
     if code == "CW03":
         where = f"in the accept queue of {last['listener_comm']} (pid {last['listener_pid']})"
@@ -104,15 +114,15 @@ def _reading(code: str, first: Flow, flows: Flows) -> list[str]:
         return [f"read() returned 0 at {clock(first.eof)}{inside}; close() was never called."]
     queued = (first.fin or first.last).get("recv_q") or 0
     if code == "CW02":
-        return ["Nothing was read since then.", *_unread(queued)]
+        return ["End of file was not read since then.", *_unread(queued, "At the FIN ")]
     return _unread(queued)
 
 
-def _unread(recv_q: int) -> list[str]:
+def _unread(recv_q: int, when: str = "") -> list[str]:
     """ss counts the FIN's own sequence number as one byte."""
     if not recv_q:
         return []
-    return [f"Recv-Q {recv_q}: {many(recv_q - 1, 'unread byte')} and 1 for the FIN."]
+    return [f"{when}Recv-Q {recv_q}: {many(recv_q - 1, 'unread byte')} and 1 for the FIN."]
 
 
 def _which(members: list[Flow]) -> str:

@@ -33,8 +33,8 @@ _ALL = (
         "close-wait-never-read",
         "close-wait",
         "warning",
-        "A socket in CLOSE_WAIT from which nothing was read since the peer's FIN came.",
-        "The program does not know yet that the peer has closed: nobody reads this socket.",
+        "A socket in CLOSE_WAIT whose process has not read the end of file.",
+        "The program does not know yet that the peer has closed: nobody reads to the end.",
         "Read until end of file, or set a timeout; look at what the thread does instead.",
     ),
     Rule(

@@ -238,9 +238,11 @@ def gone(pid):
 class Tcptrace:
     """``tcptrace states --format ndjson ...`` from ready to its end."""
 
+    COMMAND = "states"
+
     def __init__(self, *options, command=(), format="ndjson"):
         ready, ready_end = os.pipe()
-        words = [*TCPTRACE, "states", "--format", format, "--ready-fd", ready_end, *options]
+        words = [*TCPTRACE, self.COMMAND, "--format", format, "--ready-fd", ready_end, *options]
         words += ["--", *command] if command else []
         self.events, self.lines, self._of, self.transitions = [], [], {}, 0
         self._json = format == "ndjson"

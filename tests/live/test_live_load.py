@@ -31,13 +31,14 @@ ALL = CONNECTIONS * (len(CLIENT_SIDE) + len(SERVER_SIDE)) + 1
 class Load:
     """A server and a client (programs/load.c) that wait for the word."""
 
-    def __init__(self, programs, ns, family, *greet):
+    def __init__(self, programs, ns, family, *greet, connections=CONNECTIONS):
         self._pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._enter = lambda *words: ns.enter(programs / "load", *words)
         self.server = subprocess.Popen(self._enter("server", family.loop, *greet), **self._pipes)
         self.port = int(self.server.stdout.readline())
         self.listener = ns.socket(self.port)["cookie"]
-        words = ("client", family.loop, self.port, CONNECTIONS, *greet)
+        self.connections = connections
+        words = ("client", family.loop, self.port, connections, *greet)
         self.client = subprocess.Popen(self._enter(*words), **self._pipes)
         self.client.stdout.readline()
 
@@ -46,8 +47,8 @@ class Load:
         for one in (self.server, self.client):
             one.stdin.write("\n")
             one.stdin.flush()
-        assert int(self.client.stdout.readline()) == CONNECTIONS
-        assert int(self.server.communicate(timeout=PATIENCE_S)[0]) == CONNECTIONS
+        assert int(self.client.stdout.readline()) == self.connections
+        assert int(self.server.communicate(timeout=PATIENCE_S)[0]) == self.connections
 
     def end(self):
         for one in (self.client, self.server):

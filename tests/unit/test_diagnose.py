@@ -166,6 +166,52 @@ def test_older_than_the_tracer_says_what_it_does_not_know(stream):
     assert "longest" not in finding["says"]
 
 
+def established(stream, **more):
+    """Open already when the tracer came."""
+    return stream("existing", **(SOCKET | {"new_state": "ESTABLISHED", "birth_stack_id": None}))
+
+
+def test_an_old_connection_that_is_closed_in_time_is_no_finding(stream):
+    established(stream)
+    fin(stream, birth_stack_id=None)
+    eof(stream, birth_stack_id=None)
+    stream.later(2)
+    closed(stream)
+    stream.later(10)
+    assert stream.codes == []
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_an_old_connection_whose_fin_was_seen_is_as_a_new_one(stream, read):
+    established(stream)
+    first = fin(stream, birth_stack_id=None)
+    if read:
+        eof(stream, birth_stack_id=None)
+    (finding,) = stream.later(6)
+    assert finding["code"] == ("CW01" if read else "CW02")
+    assert first in finding["evidence"]
+    assert "the longest for 6.0 s" in finding["says"]
+    assert "FIN" not in " ".join(finding["unknown"])
+
+
+def test_what_comes_late_does_not_bring_a_dead_socket_back(stream):
+    """A RST and an end of file are told after the transition that they led to."""
+    fin(stream)
+    stream("state", **(SOCKET | {"old_state": "CLOSE_WAIT", "new_state": "CLOSE",
+           "reason": "rst_received"}))  # fmt: skip
+    reset(stream, state="CLOSE_WAIT")
+    eof(stream)
+    stream.later(10)
+    assert stream.codes == []
+
+
+def test_a_socket_that_is_known_by_its_reads_alone_is_in_no_state(stream):
+    eof(stream)
+    reset(stream)
+    stream.later(10)
+    assert stream.codes == []
+
+
 # ---- SIGPIPE and loops
 
 
@@ -178,6 +224,19 @@ def test_killed_by_sigpipe(stream):
     assert "`reply srv.c:31`" in finding["says"]
     assert "RST received at 00:16:40.000" in finding["says"]
     assert finding["evidence"] == [rst, write, end]
+
+
+def test_what_closed_the_socket_is_remembered_when_it_is_in_close(stream):
+    """The order on this kernel: RST, transition, and only then the write that fails."""
+    first, rst = fin(stream), reset(stream)
+    stream("state", **(SOCKET | {"old_state": "CLOSE_WAIT", "new_state": "CLOSE",
+           "reason": "rst_received"}))  # fmt: skip
+    write = write_error(stream)
+    (finding,) = stream.findings
+    assert finding["code"] == "SP02"
+    assert "; RST received at " in finding["says"]
+    assert finding["evidence"] == [first, rst, write]
+    assert finding["unknown"] == []
 
 
 @pytest.mark.parametrize("signal", ["SIGKILL", None])
@@ -258,6 +317,20 @@ def test_one_place_is_told_once_a_second(stream):
     for _ in range(5):
         reset(stream, "sent", "unread_data", user_stack_id="h")
     assert stream.codes == ["RS01"]
+
+
+def test_a_rst_of_an_orphan_is_its_last_owners(stream):
+    """The kernel half has forgotten whose it was."""
+    shut = {"old_state": "FIN_WAIT2", "new_state": "CLOSE", "reason": "reset", "fd": None}
+    stream("state", **(SOCKET | {"old_state": "ESTABLISHED", "new_state": "FIN_WAIT1",
+           "reason": "local_close", "user_stack_id": "h"}))  # fmt: skip
+    stream("state", **(SOCKET | shut))
+    nobody = {"pid": None, "tid": None, "comm": None, "fd": None}
+    reset(stream, "sent", "data_after_close", state="CLOSE", **nobody)
+    (finding,) = stream.findings
+    assert (finding["code"], finding["pid"], finding["fd"]) == ("RS03", 7, None)
+    assert "`leaky_handler srv.c:7`" in finding["says"]
+    assert "The socket was in FIN_WAIT2." in finding["says"]
 
 
 # ---- the engine

@@ -158,3 +158,24 @@ def test_any_command_line_can_be_told(publisher, argument, monkeypatch):
     NdjsonSink(LineWriter(fd, owned=True)).write([publisher().start([])])
     assert os.pread(fd, 1 << 16, 0).count(b"\n") == 1
     os.close(fd)
+
+
+@pytest.mark.parametrize("kind", ["eof", "write_error", "reset", "exit", "finding"])
+def test_deeds_and_findings_pass_the_filters_and_are_no_transitions(publisher, kind):
+    """The kernel has filtered deeds; a finding is about events that have passed."""
+    one = publisher(comms=frozenset({"nginx"}), states=frozenset({TcpState.LISTEN}))
+    (told,) = one.publish([event(kind)])
+    assert list(told) == [
+        field.name
+        for field in schema.EVENTS[kind]
+        if field.name not in FRAMES or field.name in told
+    ]
+    assert one.end("done", 0)["states"] == 0
+
+
+def test_a_finding_is_numbered_as_the_next_event(publisher):
+    one = publisher()
+    (state,) = one.publish([event()])
+    (finding,) = one.publish([dict.fromkeys(event("finding")) | {"event": "finding"}])
+    assert (state["seq"], finding["seq"]) == (1, 2)
+    assert finding["ts"]

@@ -169,3 +169,65 @@ def test_no_descriptor_is_left_open(tracer):
     before = os.listdir("/proc/self/fd")
     run(one, Lines(), duration_s=0.01)
     assert os.listdir("/proc/self/fd") == before
+
+
+class Suspicious:
+    """A diagnosis that finds something in every transition, at every tick, and at the end."""
+
+    def __init__(self):
+        self.fed, self.ticks = [], 0
+
+    def feed(self, events):
+        self.fed += events
+        return [event("finding", says="fed") for one in events if one["event"] == "state"]
+
+    def tick(self, now_s):
+        assert now_s > 1e9
+        self.ticks += 1
+        return [event("finding", says="tick")] if self.ticks == 1 else []
+
+    def finish(self):
+        return [event("finding", says="finish")]
+
+
+def diagnosed(one, sink, diagnosis, **limits):
+    made = Run(one, Publisher(Filters()), sink, Limits(**limits), Ready(), diagnosis=diagnosis)
+    return made.go()
+
+
+def test_findings_stand_behind_what_they_rest_on_and_are_numbered(tracer):
+    one, sink, diagnosis = tracer(existing=[event("existing")]), Lines(), Suspicious()
+    os.write(one.feed, b"1")
+    diagnosed(one, sink, diagnosis, count=1)
+    assert sink.kinds() == ["start", "existing", "state", "finding", "finding", "end"]
+    assert [told["seq"] for told in sink.events] == [1, 2, 3, 4, 5, 6]
+    assert [told["says"] for told in sink.events if told["event"] == "finding"] == ["fed", "finish"]
+    assert sink.events[-1]["events"] == 6
+
+
+def test_the_rules_get_published_events_but_no_findings(tracer):
+    one, diagnosis = tracer(existing=[event("existing")]), Suspicious()
+    os.write(one.feed, b"1")
+    diagnosed(one, Lines(), diagnosis, count=1)
+    assert [told["event"] for told in diagnosis.fed] == ["existing", "state"]
+    assert [told["seq"] for told in diagnosis.fed] == [2, 3]
+
+
+def test_what_only_time_brings_to_light_is_told_meanwhile(tracer):
+    sink, diagnosis = Lines(), Suspicious()
+    diagnosed(tracer(), sink, diagnosis, duration_s=0.5)
+    assert diagnosis.ticks >= 1
+    assert [told.get("says") for told in sink.events] == [None, "tick", "finish", None]
+
+
+def test_findings_do_not_use_up_the_limit(tracer):
+    one, sink = tracer(), Lines()
+    os.write(one.feed, b"12")
+    assert diagnosed(one, sink, Suspicious(), count=2) == "2 transitions seen"
+    assert sink.kinds().count("state") == 2
+
+
+def test_what_was_kept_back_is_diagnosed_too(tracer):
+    diagnosis = Suspicious()
+    diagnosed(tracer(kept=[event()]), Lines(), diagnosis, duration_s=0.01)
+    assert [told["event"] for told in diagnosis.fed] == ["state"]

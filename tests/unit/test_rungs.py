@@ -137,3 +137,36 @@ def test_the_unified_hierarchy_is_where_its_controllers_file_is(tmp_path, monkey
     (tmp_path / "b" / "cgroup.controllers").touch()
     assert rungs.cgroup2_root() == str(tmp_path / "b")
     assert {hook.target for hook in rungs.cookie().rungs[0].hooks} == {str(tmp_path / "b")}
+
+
+DEEDS = {
+    rungs.RESETS: {"tcp:tcp_send_reset", "tcp:tcp_receive_reset"},
+    rungs.SIGPIPE: {"signal:signal_generate"},
+    rungs.END: {"sched:sched_process_exit"},
+}
+"""What the rules need besides transitions, and what it stands on."""
+
+
+@pytest.mark.parametrize("fact", DEEDS, ids=lambda fact: fact.name)
+def test_deeds_stand_on_raw_tracepoints(fact, tracepoints):
+    tracepoints |= DEEDS[fact]
+    standing = climb([fact])
+    assert {f"{hook.how}:{hook.target}" for hook in standing.hooks} == {
+        f"raw:{name.partition(':')[2]}" for name in DEEDS[fact]
+    }
+
+
+@pytest.mark.parametrize("fact", [rungs.RESETS, rungs.SIGPIPE], ids=lambda fact: fact.name)
+def test_without_them_less_is_told(fact, tracepoints):
+    assert climb([fact]).hooks == ()
+    assert fact.without
+
+
+def test_only_the_rules_need_deeds():
+    deeds = {fact.name for fact in DEEDS}
+    assert not deeds & set(names(by_pid=True, follow=True, stacks=True))
+    told = names(by_pid=True, follow=True, stacks=True, deeds=True)
+    assert deeds <= set(told)
+    # the end of a process is told before its pid is forgotten
+    assert told.index(rungs.END.name) < told.index(rungs.PROCESS_EXIT.name)
+    assert told[-1] == rungs.TRANSITION.name

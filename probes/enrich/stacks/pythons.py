@@ -22,21 +22,21 @@ _FACTOR = 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True, slots=True)
 class PythonStack:
-    """The Python frames of one stack, as the kernel half recorded them."""
+    """The Python frames of one stack, read as soon as it was heard of: code may be freed.
 
-    interpreter: Interpreter | None
+    ``groups``: one for each call from C to Python. ``joints``: which native frame makes it.
+    """
+
     end: End
-    count: int = 0
-    frames: bytes = b""
-    joints: bytes = b""
+    groups: list[list[Frame]]
+    joints: bytes
 
     def merged_into(self, native: Sequence[Sequence[Frame]]) -> tuple[list[Frame], list[str]]:
         """Native and Python frames together, and a note where Python frames are missing."""
         notes = [] if self.end == End.COMPLETE else [f"[Python: {ENDS[self.end]}]"]
-        if self.interpreter is None or not self.count:
+        if not self.groups:
             return [frame for frames in native for frame in frames], notes
-        groups = self.interpreter.frames(self.frames, self.count)
-        return merged(native, groups, self.joints), notes
+        return merged(native, self.groups, self.joints), notes
 
 
 class Pythons:
@@ -80,9 +80,10 @@ class Pythons:
         end = End(record["end"])
         if end == End.NO_LAYOUT:
             self.know(pid, image)  # a forked child: from now on
-        joints = record["joints"] if joined else b""
         interpreter = self._known.get(_key(image, pid))
-        return PythonStack(interpreter, end, record["count"], record["frames"], joints)
+        count = record["count"]
+        groups = interpreter.frames(record["frames"], count) if interpreter and count else []
+        return PythonStack(end, groups, record["joints"] if joined else b"")
 
 
 def _key(image: int, pid: int) -> int:
