@@ -116,9 +116,14 @@ int on_accept_exit(void *ctx)
 int on_destroy(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 sk = ctx->args[0];
+	struct tracked *entry = sockets.lookup(&sk);
 
-	if (sockets.lookup(&sk)) /* takes no lock, which a delete does */
+	if (entry) { /* looking takes no lock, which a delete does */
+#ifdef DEEDS
+		ended.update(&sk, entry);
+#endif
 		sockets.delete(&sk);
+	}
 	if (had_listener() || inventory_is_running())
 		forget_child(sk);
 	return 0;

@@ -64,6 +64,8 @@ struct broken_pipe {
 
 BPF_TABLE("lru_hash", u64, struct broken_pipe, broken_pipes, 1024); /* by pid_tgid */
 BPF_TABLE("lru_hash", u32, u32, wrote_in_vain, 1024);               /* processes */
+/* By sk: sockets that are gone. The RST that answers data for one is sent after that. */
+BPF_TABLE("lru_hash", u64, struct tracked, ended, 4096);
 BPF_RINGBUF_OUTPUT(deeds, DEED_RING_PAGES);
 BPF_ARRAY(layout_deed, struct deed, 1); /* never written: tells the layout */
 BPF_TABLE("lru_hash", struct repeated_key, struct repeated, repeats, 8192);

@@ -9,6 +9,16 @@ static __always_inline bool is_whole_socket(struct head *h)
 	return state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV;
 }
 
+static __always_inline struct tracked *owner_or_last(u64 sk, u64 cookie)
+{
+	struct tracked *entry = find_tracked(sk, cookie);
+
+	if (entry)
+		return entry;
+	entry = ended.lookup(&sk);
+	return entry && entry->cookie == cookie ? entry : NULL;
+}
+
 static __always_inline void tell_reset(u64 sk, u32 kind, s64 reason)
 {
 	struct tracked *entry;
@@ -17,7 +27,7 @@ static __always_inline void tell_reset(u64 sk, u32 kind, s64 reason)
 
 	if (!sk || !head_read(&h, sk) || !socket_is_wanted(sk, &h))
 		return;
-	entry = is_whole_socket(&h) ? find_tracked(sk, HEAD(&h, u64, skc_cookie)) : NULL;
+	entry = is_whole_socket(&h) ? owner_or_last(sk, HEAD(&h, u64, skc_cookie)) : NULL;
 	if (!entry && !TRACE_ALL_OWNERS)
 		return;
 	if (entry && !comm_is_wanted(entry->owner.comm))

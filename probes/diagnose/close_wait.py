@@ -114,15 +114,22 @@ def _reading(code: str, first: Flow, flows: Flows) -> list[str]:
         return [f"read() returned 0 at {clock(first.eof)}{inside}; close() was never called."]
     queued = (first.fin or first.last).get("recv_q") or 0
     if code == "CW02":
-        return ["End of file was not read since then.", *_unread(queued, "At the FIN ")]
+        return ["End of file was not read since then.", *_queued(queued)]
     return _unread(queued)
 
 
-def _unread(recv_q: int, when: str = "") -> list[str]:
+def _queued(recv_q: int) -> list[str]:
+    """How much of it was read since is not in the stream."""
+    if recv_q < 2:
+        return []
+    return [f"Recv-Q was {recv_q} then: {many(recv_q - 1, 'byte')} not read and 1 for the FIN."]
+
+
+def _unread(recv_q: int) -> list[str]:
     """ss counts the FIN's own sequence number as one byte."""
     if not recv_q:
         return []
-    return [f"{when}Recv-Q {recv_q}: {many(recv_q - 1, 'unread byte')} and 1 for the FIN."]
+    return [f"Recv-Q {recv_q}: {many(recv_q - 1, 'unread byte')} and 1 for the FIN."]
 
 
 def _which(members: list[Flow]) -> str:

@@ -113,7 +113,7 @@ def test_the_fin_counts_one_byte(stream):
     fin(stream, recv_q=59)
     (finding,) = stream.later(6)
     assert finding["code"] == "CW02"
-    assert "Recv-Q 59: 58 unread bytes and 1 for the FIN." in finding["says"]
+    assert "Recv-Q was 59 then: 58 bytes not read and 1 for the FIN." in finding["says"]
 
 
 def test_a_socket_that_is_closed_in_time_is_no_finding(stream):
