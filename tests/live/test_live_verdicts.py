@@ -65,7 +65,10 @@ def test_nothing_read_since_the_fin(stage):
     server, far, customer, near = stage.encounter()
     customer("write", near, 58)
     customer("close", near)
-    says = ("Recv-Q was 59 then: 58 bytes not read and 1 for the FIN.", "End of file was not read since then.")
+    says = (
+        "Recv-Q was 59 then: 58 bytes not read and 1 for the FIN.",
+        "End of file was not read since then.",
+    )
     blame = Blame("CW02", server, far, made="accept_loop", says=says, evidence=("state",))
     stage.verdict(blame)
     assert stage.ns.socket(*_ports(stage, "CLOSE_WAIT"))["recv_q"] == 59

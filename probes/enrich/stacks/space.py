@@ -146,7 +146,11 @@ class Space:
         found = self._runtime
         if found is None or not found.needs or self.python_trouble == "":
             return ""
-        return f"[{found.name} {found.version}: {found.needs}]".replace(" :", ":")
+        named = f"{found.name} {found.version}".strip()
+        if self.runs_python and self.python_trouble is None:
+            return f"[{named}: no Python ran here when tracing began, so it was not looked for]"
+        trouble = f"{self.python_trouble}; " if self.python_trouble else ""
+        return f"[{named}: {trouble}{found.needs}]"
 
     def _compiled_row(self, address: int) -> CallRow:
         """Of code that a runtime made: it has no table."""
