@@ -12,11 +12,10 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from tcptrace.probes.enrich.stacks.kernelside import KernelSide
-
 from tcptrace.probes.engine.forked import Channel
 from tcptrace.probes.engine.ring import Ring, Row, Waiter
 from tcptrace.probes.enrich.stacks.kernel import KernelStacks
+from tcptrace.probes.enrich.stacks.kernelside import KernelSide
 from tcptrace.probes.enrich.stacks.resolver import Job, Resolver
 from tcptrace.probes.enrich.stacks.space import Region
 
