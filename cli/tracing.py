@@ -104,6 +104,7 @@ def _how(values: dict[str, Any], *, deeds: bool) -> Options:
         ring_mib=_power_of_two(values["ring_mib"]),
         user_stacks=stack in ("user", "both"),
         kernel_stacks=stack in ("kernel", "both"),
+        look_for_python=values["stack"] in ("user", "both"),
         inline_stacks=values["inline_stacks"] or (text and not deeds),
         deeds=deeds,
     )

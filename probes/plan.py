@@ -26,6 +26,8 @@ class Options:
     max_sockets: int = 65536
     user_stacks: bool = False
     kernel_stacks: bool = False
+    look_for_python: bool = False
+    """Also without -p: where any Python runs on this host."""
     python_stacks: bool = False
     """With user stacks: also look for the frames of CPython. It makes the start 0.6 s longer."""
     inline_stacks: bool = False

@@ -205,7 +205,8 @@ class Tracer:
 
     def _load(self) -> Plan:
         """CPython is only looked for where it runs: the programs for it take long to load."""
-        if self.options.user_stacks and _python_is_running(self.filters.pids):
+        asked = self.options.user_stacks and (self.filters.pids or self.options.look_for_python)
+        if asked and _python_is_running(self.filters.pids):
             plan = plan_of(self.filters, replace(self.options, python_stacks=True), self.standing)
             try:
                 self._programs = Programs(plan)

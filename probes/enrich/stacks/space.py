@@ -148,7 +148,7 @@ class Space:
             return ""
         named = f"{found.name} {found.version}".strip()
         if self.runs_python and self.python_trouble is None:
-            return f"[{named}: no Python ran here when tracing began, so it was not looked for]"
+            return f"[{named}: its functions are shown with -p, or if --stack user is given]"
         trouble = f"{self.python_trouble}; " if self.python_trouble else ""
         return f"[{named}: {trouble}{found.needs}]"
 
