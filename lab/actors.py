@@ -10,14 +10,19 @@ import time
 
 from tcptrace.lab import processes
 from tcptrace.lab.namespaces import Host
-from tcptrace.probes.engine.errors import TcptraceError
 
 PATIENCE_S = 30.0
 """How long anything may take before the laboratory says that it did not come."""
 
 
-class StoryError(TcptraceError):
-    """The story did not come out. Its exit code is that of an unexpected error, 1."""
+class StoryError(Exception):
+    """The story did not come out: no error of tcptrace's. The exit code is 1."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 class Actor:

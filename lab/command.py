@@ -96,7 +96,11 @@ def _chosen(name: str | None, *, all_: bool, keep: bool) -> list[Scenario]:
 def _run_one(scenario: Scenario, family: int, workshop: Workshop, *, keep: bool) -> int:
     click.echo(f"{scenario.name} ({scenario.letter}): {scenario.says}")
     click.echo(f"{scenario.teaches}\n")
-    outcome = runner.run(scenario, family, workshop, click.echo, keep=keep)
+    try:
+        outcome = runner.run(scenario, family, workshop, click.echo, keep=keep)
+    except StoryError as error:
+        click.echo(f"tcptrace: {error.message}", err=True)
+        return StoryError.exit_code
     return 0 if outcome.passed else StoryError.exit_code
 
 

@@ -147,7 +147,8 @@ def _shared_options() -> str:
     return (
         f"{', '.join(names)} and `-- CMD` are those of `states`: "
         "[filters](states.md#filters), [a command](states.md#running-a-command), "
-        "[output](states.md#output), [stacks](states.md#stacks).\n"
+        "[output](states.md#output), [stacks](states.md#stacks). But `--state` is refused: "
+        "it would hide what the rules look at.\n"
     )
 
 

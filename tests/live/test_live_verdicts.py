@@ -321,6 +321,8 @@ def test_close_with_linger_zero(stage):
 
 
 def test_data_after_close(stage):
+    """Its tcp_fin_timeout is long: else a remainder may have taken the socket's place."""
+    stage.ns.sysctl("net.ipv4.tcp_fin_timeout", 120)
     server, far, customer, near = stage.encounter()
     server("close", far)
     customer("waitin", near)
