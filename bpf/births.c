@@ -92,7 +92,7 @@ static __always_inline bool stack_is_wanted(u64 sk)
 /* sys_exit_accept, sys_exit_accept4: the new descriptor leads to the socket. */
 int on_accept_exit(void *ctx)
 {
-	u64 file, socket = 0, sk = 0;
+	u64 file, sk;
 	s64 fd = 0;
 
 	fd = *(s64 *)(ctx + O_sys_exit_accept__ret);
@@ -101,9 +101,7 @@ int on_accept_exit(void *ctx)
 	file = file_at(current_leader(), fd);
 	if (!file)
 		return 0;
-	READ(socket, file, O_file__private_data);
-	READ(sk, socket, O_socket__sk);
-	sk = tcp_sk(sk);
+	sk = sk_of_file(file);
 	if (pid_is_traced(current_tgid()))
 		found_in_hand(sk, fd, HOW_ACCEPT, stack_is_wanted(sk) ? user_stack() : 0);
 	else
@@ -206,7 +204,7 @@ int adopt(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 tgid = ctx->args[1], how = ctx->args[4];
 	s32 fd = ctx->args[2];
-	u64 task = task_of_pidfd(ctx->args[0], tgid), file, socket = 0, sk = 0;
+	u64 task = task_of_pidfd(ctx->args[0], tgid), file, sk;
 	struct tracked fresh = {}, *entry;
 	struct head h;
 	bool wanted;
@@ -216,9 +214,7 @@ int adopt(struct bpf_raw_tracepoint_args *ctx)
 	file = file_at(task, fd);
 	if (!file || inode_of(file) != (u32)ctx->args[3])
 		return ADOPT_NO_FILE;
-	READ(socket, file, O_file__private_data);
-	READ(sk, socket, O_socket__sk);
-	sk = tcp_sk(sk);
+	sk = sk_of_file(file);
 	if (!head_read(&h, sk) || !is_tcp(sk))
 		return ADOPT_NOT_WANTED;
 	wanted = socket_is_wanted(sk, &h);

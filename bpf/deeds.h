@@ -20,7 +20,6 @@ struct deed {
 	s32 fd;
 	u32 cpu_pid;
 	u32 cpu_tid;
-	u32 listener_pid;
 	u32 netns;
 	u32 inode;
 	u32 recv_q;
@@ -56,7 +55,6 @@ struct repeated {
 
 /* A SIGPIPE that the write of this thread, which is about to fail, has brought about. */
 struct broken_pipe {
-	u64 ts_ns;
 	u64 handler;
 	u8 disposition;
 	u8 pad[7];

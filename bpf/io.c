@@ -127,7 +127,7 @@ int on_send(struct bpf_raw_tracepoint_args *ctx)
 /* The socket behind the descriptor that is the system call's first argument; 0: none. */
 static __always_inline u64 sk_of_call(void)
 {
-	u64 file = file_at(current_leader(), syscall_fd()), inode = 0, socket = 0, sk = 0;
+	u64 file = file_at(current_leader(), syscall_fd()), inode = 0;
 	u16 mode = 0;
 
 	if (!file)
@@ -136,9 +136,7 @@ static __always_inline u64 sk_of_call(void)
 	READ(mode, inode, O_inode__i_mode);
 	if ((mode & S_IFMT) != S_IFSOCK)
 		return 0;
-	READ(socket, file, O_file__private_data);
-	READ(sk, socket, O_socket__sk);
-	return sk;
+	return sk_of_file(file);
 }
 
 static __always_inline void call_ends(void *ctx, u32 what)
@@ -148,7 +146,7 @@ static __always_inline void call_ends(void *ctx, u32 what)
 	if (!pid_is_traced(current_tgid()))
 		return;
 	sk = sk_of_call();
-	if (sk && is_tcp(tcp_sk(sk)))
+	if (sk && is_tcp(sk))
 		io(sk, *(s64 *)(ctx + O_sys_exit_accept__ret), what);
 }
 

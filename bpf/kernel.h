@@ -111,6 +111,16 @@ static __always_inline u64 file_of(u64 socket)
 	return file;
 }
 
+/* And back: the TCP socket behind a socket's file. */
+static __always_inline u64 sk_of_file(u64 file)
+{
+	u64 socket = 0, sk = 0;
+
+	READ(socket, file, O_file__private_data);
+	READ(sk, socket, O_socket__sk);
+	return tcp_sk(sk);
+}
+
 static __always_inline u32 inode_of(u64 file)
 {
 	u64 inode = 0, number = 0;

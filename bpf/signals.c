@@ -42,7 +42,6 @@ int on_signal(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	pipe.handler = handler_of(task);
 	pipe.disposition = disposition_of(task, pipe.handler);
-	pipe.ts_ns = bpf_ktime_get_ns();
 	broken_pipes.update(&id, &pipe);
 	return 0;
 }

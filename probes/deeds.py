@@ -12,7 +12,7 @@ from tcptrace.probes.engine.ring import Row
 from tcptrace.probes.enrich import resetreason
 from tcptrace.probes.enrich.owner import CLOSED
 from tcptrace.probes.enrich.procfs import comm_text
-from tcptrace.probes.states import Event, address, cookie_text, owner_fields
+from tcptrace.probes.states import Event, socket_fields
 
 _STATE = {int(state): state.name for state in TcpState}
 _PIPE = {int(pipe): pipe.name.lower() for pipe in Pipe}
@@ -42,30 +42,12 @@ class DeedInterpreter:
 
 
 def _socket(record: dict[str, Any]) -> Event:
-    family, saddr = address(record["saddr"])
     stacks = (record["user_stack"], record["birth_stack"], 0, 0, 0, record["close_stack"], 0)
-    return {
-        "ts_ns": record["ts_ns"],
-        "sk": record["sk"],
-        "accepted": False,
-        "accepted_ns": 0,
-        "waited_long": False,
-        "family": family,
-        "socket_family": "inet" if record["family"] == 2 else "inet6",
-        "saddr": saddr,
-        "sport": record["sport"] or None,
-        "daddr": address(record["daddr"])[1],
-        "dport": record["dport"] or None,
-        "netns": record["netns"],
-        "cookie": cookie_text(record["cookie"]),
-        "inode": record["inode"] or None,
+    return socket_fields(record) | {
         "state": _STATE.get(record["state"]),
-        "facts": record["facts"],
         "listener_pid": None,
-        "listener_start_ns": 0,
-        "listener_comm": None,
         "stack_ids": stacks,
-    } | owner_fields(record)
+    }
 
 
 def _write_error(record: dict[str, Any]) -> Event:

@@ -114,29 +114,35 @@ class Interpreter:
         }
 
     def _common(self, record: dict[str, Any]) -> Event:
-        family, saddr = address(record["saddr"])
-        return {
-            "ts_ns": record["ts_ns"],
-            "sk": record["sk"],
+        return socket_fields(record) | {
             "accepted": record["kind"] == Kind.ACCEPTED,
             "accepted_ns": record["accepted_ns"],
             "waited_long": record["kind"] == Kind.WAITING,
-            "family": family,
-            "socket_family": "inet" if record["family"] == AF_INET else "inet6",
-            "saddr": saddr,
-            "sport": record["sport"] or None,
-            "daddr": address(record["daddr"])[1],
-            "dport": record["dport"] or None,
-            "netns": record["netns"],
-            "cookie": cookie_text(record["cookie"]),
-            "inode": record["inode"] or None,
             "recv_q": record["recv_q"],
             "send_q": record["send_q"],
-            "facts": record["facts"],
             "listener_pid": record["listener_pid"] or None,
             "listener_start_ns": record["listener_start_ns"],
-            "listener_comm": None,
-        } | owner_fields(record)
+        }
+
+
+def socket_fields(record: dict[str, Any]) -> Event:
+    """What a record of any kind tells of its socket: time, addresses, identity, owner."""
+    family, saddr = address(record["saddr"])
+    return {
+        "ts_ns": record["ts_ns"],
+        "sk": record["sk"],
+        "family": family,
+        "socket_family": "inet" if record["family"] == AF_INET else "inet6",
+        "saddr": saddr,
+        "sport": record["sport"] or None,
+        "daddr": address(record["daddr"])[1],
+        "dport": record["dport"] or None,
+        "netns": record["netns"],
+        "cookie": cookie_text(record["cookie"]),
+        "inode": record["inode"] or None,
+        "facts": record["facts"],
+        "listener_comm": None,
+    } | owner_fields(record)
 
 
 def owner_fields(record: dict[str, Any]) -> Event:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tcptrace.probes.diagnose.words import local, peer
+
 _COLOURS = {"error": "\x1b[31m", "warning": "\x1b[33m", "info": ""}
 _DIM = "\x1b[2m"
 _INDENT = "    "
@@ -32,11 +34,6 @@ def reset_line(event: dict[str, Any]) -> str:
     kernels = f" ({event['kernel_reason']})" if event["kernel_reason"] else ""
     return (
         f"{event['ts'][11:26]}  RST {event['direction']:<8} {who:<24} "
-        f"{_end(event, 'saddr', 'sport')} {arrow} {_end(event, 'daddr', 'dport')}  "
+        f"{local(event)} {arrow} {peer(event)}  "
         f"{event['state'] or 'no socket'}  {event['reason'].replace('_', ' ')}{kernels}"
     )
-
-
-def _end(event: dict[str, Any], address: str, port: str) -> str:
-    host = f"[{event[address]}]" if ":" in event[address] else event[address]
-    return f"{host}:{event[port] or '*'}"

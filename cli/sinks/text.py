@@ -10,6 +10,7 @@ from typing import Any
 from tcptrace.cli.sinks.base import LineWriter
 from tcptrace.cli.sinks.finding_lines import finding_lines, reset_line
 from tcptrace.cli.sinks.stack_lines import Depth, stack_lines
+from tcptrace.probes.diagnose.words import local, peer
 
 _HEADER = (
     f"{'TIME (UTC)':<15} {'PID':>7} {'COMM':<15} {'FD':>4} {'STATE':<25} "
@@ -85,7 +86,7 @@ def socket_line(event: dict[str, Any]) -> str:
     return (
         f"{event['ts'][11:26]:<15} {_pid(event):>7} {_comm(event):<15} {fd:>4} "
         f"{_states(event):<25} "
-        f"{_end(event, 'saddr', 'sport'):<21} {_end(event, 'daddr', 'dport'):<21} "
+        f"{local(event):<21} {peer(event):<21} "
         f"{_duration(event.get('duration_us')):>9}  {_why(event)}"
     )
 
@@ -149,11 +150,6 @@ def _states(event: dict[str, Any]) -> str:
     if event["event"] == "existing":
         return f"{event['new_state']} (existing)"
     return f"{event['old_state']} -> {event['new_state']}"
-
-
-def _end(event: dict[str, Any], address: str, port: str) -> str:
-    host = f"[{event[address]}]" if ":" in event[address] else event[address]
-    return f"{host}:{event[port] or '*'}"
 
 
 def _duration(us: int | None) -> str:

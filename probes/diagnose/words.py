@@ -47,10 +47,19 @@ def place(frames: list[str]) -> str | None:
     return f"`{brief(own[0])}`"
 
 
+def local(event: dict[str, Any]) -> str:
+    """``192.0.2.1:80``, ``[::1]:*``."""
+    return _end(event["saddr"], event["sport"])
+
+
 def peer(event: dict[str, Any]) -> str:
-    """``192.0.2.1:80``."""
-    host = f"[{event['daddr']}]" if ":" in event["daddr"] else event["daddr"]
-    return f"{host}:{event['dport'] or '*'}"
+    """The same of the other side."""
+    return _end(event["daddr"], event["dport"])
+
+
+def _end(address: str, port: int | None) -> str:
+    host = f"[{address}]" if ":" in address else address
+    return f"{host}:{port or '*'}"
 
 
 def clock(event: dict[str, Any]) -> str:

@@ -97,8 +97,8 @@ class _Helper:
             if message.warm:
                 self._channel.send([])  # the tracer waits for that
             return
-        kernel = [number for number in message if number < 0]
-        self._channel.send([(number, self._kernel_stacks.stack(-1 - number)) for number in kernel])
+        if kernel := [number for number in message if number < 0]:
+            self._channel.send([(one, self._kernel_stacks.stack(-1 - one)) for one in kernel])
         self._jobs += [self._resolver.chain(number) for number in message if number >= 0]
 
     def _name_some(self) -> None:
